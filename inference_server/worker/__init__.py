@@ -1,0 +1,1 @@
+"""The one door between the server process and the processes that hold models."""
