@@ -68,3 +68,49 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that an engine needs to be built in a worker.
+
+    `device` is "cpu" or "cuda:N"; `dtype` float32, bfloat16 or float16; `quantization` none, bnb-nf4 or
+    bnb-int8. `kv_cache_tokens` is the number of token positions to reserve KV memory for. `num_threads` 0
+    leaves the choice to the library. `scripted` models hold no weights (see `engine/scripted.py`).
+    """
+
+    model: str
+    folder: str
+    device: str
+    dtype: str
+    quantization: str
+    max_model_len: int
+    kv_cache_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_threads: int = 0
+    scripted: bool = False
+    trust_remote_code: bool = False
+    enable_prefix_caching: bool = True
+
+
+class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a loaded worker holds on its device, by kind, and its resident set on the host."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    workspace_bytes: int
+    rss_bytes: int
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """State of an engine after a step; the counters are totals since the worker started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0  # 0..1, share of blocks that sequences hold
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0  # prompt tokens looked up
+    prefix_cache_hits: int = 0  # prompt tokens found
+    step_num_tokens: int = 0  # tokens in the last step's batch
+    step_num_seqs: int = 0  # sequences in the last step's batch
+    step_seconds: float = 0.0

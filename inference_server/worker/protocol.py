@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from inference_server.types import GenerationRequest, TokenDelta
+from inference_server.types import EngineSpec, EngineStats, GenerationRequest, MemoryReport, TokenDelta
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -17,7 +17,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults
 # ---------------------------------------------------------------- server → child
 
 
-class Prepare(Message):
+class Prepare(Message, frozen=True, kw_only=True):
     """First message to a preparation job: fetch and convert one checkpoint into the cache."""
 
     source: str
@@ -28,70 +28,44 @@ class Prepare(Message):
     trust_remote_code: bool = False
 
 
-class Load(Message):
-    """First message to a model worker: everything it needs to become ready.
-
-    `kv_cache_tokens` is the number of token positions to reserve KV memory for.
-    """
-
-    model: str
-    folder: str
-    scripted: bool = False
-    device: str  # "cpu" or "cuda:N"
-    dtype: str  # "float32" | "bfloat16" | "float16" | "auto"
-    quantization: str  # "none" | "bnb-nf4" | "bnb-int8"
-    max_model_len: int
-    kv_cache_tokens: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    num_threads: int = 0  # 0: the library's own choice
-    trust_remote_code: bool = False
-    enable_prefix_caching: bool = True
+class Load(EngineSpec, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """First message to a model worker: everything it needs to become ready."""
 
 
-class Submit(Message):
+class Submit(Message, frozen=True, kw_only=True):
     """Generate. Answered by deltas, the last of which has a finish reason, or by `RequestFailed`."""
 
     request: GenerationRequest
 
 
-class Abort(Message):
+class Abort(Message, frozen=True, kw_only=True):
     """Forget these requests; no further delta is wanted. Unknown ids are ignored."""
 
     request_ids: tuple[str, ...]
 
 
-class Stop(Message):
+class Stop(Message, frozen=True, kw_only=True):
     """Leave at once; the server has already drained or given up on every request."""
 
 
 # ---------------------------------------------------------------- child → server
 
 
-class Progress(Message):
+class Progress(Message, frozen=True, kw_only=True):
     """How far a fetch, conversion or load has come. `fraction` is in [0, 1], or None if unknown."""
 
     stage: str  # "download" | "convert" | "load" | "check" | "warm-up"
     fraction: float | None = None
 
 
-class Prepared(Message):
+class Prepared(Message, frozen=True, kw_only=True):
     """A preparation job is done; `folder` holds config, safetensors, tokenizer.json and chat template."""
 
     folder: str
     revision: str | None
 
 
-class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a loaded worker holds on its device, by kind."""
-
-    weights_bytes: int
-    kv_cache_bytes: int
-    workspace_bytes: int
-    rss_bytes: int
-
-
-class Ready(Message):
+class Ready(Message, frozen=True, kw_only=True):
     """The model is loaded, has passed its self-test and takes requests."""
 
     memory: MemoryReport
@@ -103,28 +77,14 @@ class Ready(Message):
     load_seconds: float
 
 
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """State of a worker's engine after a step; the counters are totals since the worker started."""
-
-    num_running: int
-    num_waiting: int
-    kv_cache_usage: float  # 0..1, blocks in use by sequences
-    num_preemptions: int
-    prefix_cache_queries: int  # prompt tokens looked up
-    prefix_cache_hits: int  # prompt tokens found
-    step_num_tokens: int = 0  # tokens in this step's batch
-    step_num_seqs: int = 0  # sequences in this step's batch
-    step_seconds: float = 0.0
-
-
-class StepOutput(Message):
+class StepOutput(Message, frozen=True, kw_only=True):
     """One frame per step: the new tokens of every request in it."""
 
     deltas: tuple[TokenDelta, ...]
     stats: EngineStats
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True, kw_only=True):
     """Sent about once a second by a thread of its own.
 
     `busy_seconds` is how long the engine loop has been inside its current step, load stage or message;
@@ -135,7 +95,7 @@ class Heartbeat(Message):
     stats: EngineStats | None = None
 
 
-class RequestFailed(Message):
+class RequestFailed(Message, frozen=True, kw_only=True):
     """One request ended with an error; the worker lives on."""
 
     request_id: str
@@ -143,7 +103,7 @@ class RequestFailed(Message):
     message: str
 
 
-class Failed(Message):
+class Failed(Message, frozen=True, kw_only=True):
     """The child cannot do its job (load or preparation) and is about to exit."""
 
     code: str
@@ -153,3 +113,22 @@ class Failed(Message):
 
 ToChild = Prepare | Load | Submit | Abort | Stop
 FromChild = Progress | Prepared | Ready | StepOutput | Heartbeat | RequestFailed | Failed
+
+__all__ = [
+    "Abort",
+    "EngineStats",
+    "Failed",
+    "FromChild",
+    "Heartbeat",
+    "Load",
+    "MemoryReport",
+    "Prepare",
+    "Prepared",
+    "Progress",
+    "Ready",
+    "RequestFailed",
+    "StepOutput",
+    "Stop",
+    "Submit",
+    "ToChild",
+]

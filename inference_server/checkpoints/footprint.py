@@ -1,0 +1,147 @@
+"""How many bytes a model will take before it is loaded: weights after quantization, KV cache per token.
+
+Reads headers and config only. The formulas were checked byte for byte against loaded models; where a family leaves
+a doubt, the larger figure is taken. Knows nothing of budgets or devices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inference_server.checkpoints.facts import (
+    ModelFacts,
+    config_dtype,
+    first_int,
+    is_count,
+    model_facts,
+    read_config,
+    required_int,
+    text_config,
+)
+from inference_server.checkpoints.headers import TensorInfo, read_checkpoint
+from inference_server.errors import ConfigError
+
+__all__ = ["ModelFacts", "kv_bytes_per_token", "model_facts", "weight_bytes"]
+
+_ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_FLOAT_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_NF4_BLOCK = 64  # weights per absmax value
+_NF4_BYTES_PER_LINEAR = 144  # quantization map and offsets
+_IN_A_LAYER = re.compile(r"(^|\.)(layers|h|blocks|block|layer)\.\d+\.")
+# Not nn.Linear in transformers 5: fused experts, routers, embeddings inside layers, norms.
+_NEVER_LINEAR = re.compile(r"\.(experts|embed\w*|\w*norm\w*|router|gate)\.")
+_OUTPUT_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+
+
+def weight_bytes(folder: Path, *, quantization: str, dtype: str) -> int:
+    """Bytes of the weights once loaded as `dtype` ("auto": as stored) with `quantization`.
+
+    A checkpoint that is quantized on disk takes what it takes on disk. Scripted models take nothing.
+
+    Raises:
+        FetchFailed: the files are damaged.
+        ConfigError: the quantization or dtype is unknown, or the checkpoint is already quantized.
+    """
+    if quantization not in ("none", "bnb-nf4", "bnb-int8"):
+        raise ConfigError(f"quantization {quantization!r} is unknown", param="quantization")
+    config = read_config(folder)
+    tensors = _without_tied_head(read_checkpoint(folder), config)
+    if "quantization_config" in config:
+        if quantization != "none":
+            raise ConfigError(
+                "the checkpoint is already quantized; use quantization: none", param="quantization"
+            )
+        return sum(tensor.nbytes for tensor in tensors.values())
+    itemsize = _itemsize(_load_dtype(dtype, config, tensors))
+    return sum(_tensor_bytes(name, tensor, quantization, itemsize) for name, tensor in tensors.items())
+
+
+def _tensor_bytes(name: str, tensor: TensorInfo, quantization: str, itemsize: int) -> int:
+    if tensor.dtype not in _FLOAT_NAMES:
+        return tensor.nbytes
+    if quantization == "none" or not _is_convertible(name, tensor):
+        return tensor.num_elements * itemsize
+    if quantization == "bnb-int8":  # one byte per weight and a float32 scale per output row
+        return tensor.num_elements + 4 * max(tensor.shape)
+    num_blocks = -(-tensor.num_elements // _NF4_BLOCK)
+    return -(-tensor.num_elements // 2) + 4 * num_blocks + _NF4_BYTES_PER_LINEAR
+
+
+def _is_convertible(name: str, tensor: TensorInfo) -> bool:
+    """True for the weight of a linear layer inside a decoder layer; heads and embeddings stay as they are."""
+    in_layer = _IN_A_LAYER.search(name) is not None and _NEVER_LINEAR.search(name) is None
+    return in_layer and len(tensor.shape) == 2 and name.endswith(".weight")
+
+
+def _without_tied_head(tensors: dict[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    """Some checkpoints store a tied embedding twice; in memory it is there once."""
+    tied = config.get("tie_word_embeddings", text_config(config).get("tie_word_embeddings"))
+    if tied is not True:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if name not in _OUTPUT_HEADS}
+
+
+def _load_dtype(dtype: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
+    """What "auto" means to the loader: the config's dtype, else the one most weights have."""
+    if dtype != "auto":
+        return dtype
+    named = config_dtype(config)
+    if named in _ITEMSIZE:
+        return named
+    counts = Counter[str]()
+    for tensor in tensors.values():
+        if tensor.dtype in _FLOAT_NAMES:
+            counts[_FLOAT_NAMES[tensor.dtype]] += tensor.num_elements
+    return counts.most_common(1)[0][0] if counts else "float32"
+
+
+def _itemsize(dtype: str) -> int:
+    if dtype not in _ITEMSIZE:
+        raise ConfigError(f"dtype {dtype!r} is unknown", param="dtype")
+    return _ITEMSIZE[dtype]
+
+
+def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
+    """Bytes of keys and values that one token position takes in all layers; 0 for a scripted model.
+
+    `config` is config.json; `dtype` the one the cache will have ("auto": the checkpoint's).
+
+    Raises:
+        FetchFailed: the config does not describe an attention model.
+    """
+    if config.get("model_type") == "scripted":
+        return 0
+    text = text_config(config)
+    itemsize = _itemsize(config_dtype(config) or "float32" if dtype == "auto" else dtype)
+    num_layers = required_int(text, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    if is_count(text.get("kv_lora_rank")):
+        return num_layers * itemsize * _expanded_latent_values(text)
+    num_heads = required_int(text, ("num_attention_heads", "n_head", "n_heads"))
+    values = 2 * _head_dim(text, num_heads)  # keys and values
+    per_layer = text.get("num_key_value_heads")
+    if isinstance(per_layer, list):
+        return itemsize * values * sum(heads for heads in per_layer if is_count(heads))
+    return num_layers * itemsize * values * _num_kv_heads(text, num_heads)
+
+
+def _num_kv_heads(text: Mapping[str, Any], num_heads: int) -> int:
+    if text.get("multi_query") is True and "num_key_value_heads" not in text:
+        return 1
+    heads = first_int(text, ("num_key_value_heads", "n_head_kv", "num_kv_heads")) or num_heads
+    return max(heads, first_int(text, ("num_global_key_value_heads",)) or 0)
+
+
+def _head_dim(text: Mapping[str, Any], num_heads: int) -> int:
+    explicit = first_int(text, ("head_dim", "attention_head_dim"))
+    hidden = explicit or required_int(text, ("hidden_size", "n_embd", "d_model")) // num_heads
+    return max(hidden, first_int(text, ("global_head_dim",)) or 0)
+
+
+def _expanded_latent_values(text: Mapping[str, Any]) -> int:
+    """Multi-head latent attention: transformers hands the cache expanded keys and values of every head."""
+    key_dim = required_int(text, ("qk_nope_head_dim",)) + required_int(text, ("qk_rope_head_dim",))
+    return required_int(text, ("num_attention_heads",)) * (key_dim + required_int(text, ("v_head_dim",)))

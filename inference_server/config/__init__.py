@@ -1,0 +1,1 @@
+"""What the operator decides: models.yaml, HELIXFLOW_* variables and flags, as frozen values."""

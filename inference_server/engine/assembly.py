@@ -1,0 +1,121 @@
+"""Builds the engine of a real model: load → self-test → KV cache → runner → scheduler."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from inference_server.engine.text_engine import EngineFacts, TextEngine
+from inference_server.errors import InsufficientMemory
+from inference_server.execution.admission import probe
+from inference_server.execution.attention.binding import INTERFACE_NAME, StepSlot, register
+from inference_server.execution.attention.sdpa import SdpaBackend
+from inference_server.execution.kv_cache import KVCache
+from inference_server.execution.linear_layout import optimise_linear_layout
+from inference_server.execution.runner import Runner, bind_layers
+from inference_server.execution.sampler import Sampler
+from inference_server.loading.loader import LoadedModel, load_model
+from inference_server.scheduling.scheduler import Scheduler, SchedulerConfig
+from inference_server.types import EngineSpec, MemoryReport
+
+BLOCK_SIZE = 16
+ProgressCallback = Callable[[str, float | None], None]
+logger = logging.getLogger(__name__)
+
+
+def build_text_engine(spec: EngineSpec, on_progress: ProgressCallback) -> tuple[TextEngine, EngineFacts]:
+    """Everything from the prepared folder to an engine that takes requests.
+
+    Raises:
+        ModelLoadFailed: the model cannot be loaded or served.
+        InsufficientMemory: the device ran out of memory.
+    """
+    if spec.num_threads:
+        torch.set_num_threads(spec.num_threads)
+    register()
+    on_progress("load", None)
+    try:
+        loaded = load_model(
+            Path(spec.folder),
+            device=spec.device,
+            dtype=spec.dtype,
+            quantization=spec.quantization,
+            max_model_len=spec.max_model_len,
+            attention=INTERFACE_NAME,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        return assemble(loaded, spec, on_progress)
+    except torch.OutOfMemoryError as error:
+        raise InsufficientMemory(f"the device ran out of memory while loading {spec.model!r}") from error
+
+
+def assemble(
+    loaded: LoadedModel, spec: EngineSpec, on_progress: ProgressCallback
+) -> tuple[TextEngine, EngineFacts]:
+    """An engine over a loaded model."""
+    if loaded.device.type == "cpu":
+        optimise_linear_layout(loaded.model)
+    on_progress("check", None)
+    layers = probe(loaded.model, loaded.config, loaded.device, loaded.dtype)
+    num_blocks = max(1, -(-spec.kv_cache_tokens // BLOCK_SIZE))
+    cache = KVCache(
+        [layer.shape for layer in layers],
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        dtype=loaded.dtype,
+        device=loaded.device,
+    )
+    slot = StepSlot()
+    bind_layers(layers, cache, SdpaBackend(), slot)
+    runner = Runner(
+        loaded.model,
+        cache=cache,
+        slot=slot,
+        sampler=Sampler(loaded.eos_token_ids, secrets.token_bytes(16)),
+        device=loaded.device,
+        selects_rows="logits_to_keep" in inspect.signature(loaded.model.forward).parameters,
+    )
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_num_seqs=spec.max_num_seqs,
+            max_num_batched_tokens=spec.max_num_batched_tokens,
+            max_model_len=spec.max_model_len,
+            block_size=BLOCK_SIZE,
+            num_blocks=num_blocks,
+            enable_prefix_caching=spec.enable_prefix_caching,
+            eos_token_ids=frozenset(loaded.eos_token_ids),
+        )
+    )
+    facts = EngineFacts(
+        memory=MemoryReport(
+            weights_bytes=loaded.weights_bytes,
+            kv_cache_bytes=cache.num_bytes,
+            workspace_bytes=0,
+            rss_bytes=resident_bytes(),
+        ),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        vocab_size=loaded.vocab_size,
+    )
+    logger.info(
+        "%s: %s on %s, attention sdpa, %d KV blocks of %d tokens, %d threads",
+        spec.model,
+        facts.dtype,
+        loaded.device,
+        num_blocks,
+        BLOCK_SIZE,
+        torch.get_num_threads(),
+    )
+    return TextEngine(scheduler, runner), facts
+
+
+def resident_bytes() -> int:
+    """This process's resident set."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

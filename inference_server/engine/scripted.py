@@ -1,0 +1,123 @@
+"""The engine of a scripted model: the real scheduler and loop over a runner that recites a fixed reply.
+
+It holds no weights and needs no torch: for tests of clients, for the cost of everything around a model, and
+for faults on demand. Its options stand under "scripted" in the prepared folder's config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from pathlib import Path
+
+import msgspec
+
+from inference_server.engine.text_engine import EngineFacts, TextEngine
+from inference_server.errors import InsufficientMemory, ModelLoadFailed
+from inference_server.scheduling.batch import Batch, ScheduledSequence
+from inference_server.scheduling.scheduler import Scheduler, SchedulerConfig
+from inference_server.types import EngineSpec, MemoryReport
+
+BLOCK_SIZE = 16
+
+
+class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a scripted model behaves. Steps count from 1 since the worker started.
+
+    `output_tokens` is the length of a reply that nothing else ends. `load_error` is "oom" or "failed".
+    """
+
+    reply: str = "This is a scripted reply. "
+    output_tokens: int = 16
+    step_ms: float = 0.0
+    load_ms: float = 0.0
+    load_error: str | None = None
+    fail_step: int | None = None
+    crash_step: int | None = None
+    hang_step: int | None = None
+
+
+class ScriptedRunner:
+    """A `StepRunner` that recites. Token ids below 256 are bytes."""
+
+    def __init__(self, options: ScriptedOptions, eos_token_id: int) -> None:
+        self._options = options
+        self._reply = tuple(options.reply.encode())
+        self._eos_token_id = eos_token_id
+        self._num_steps = 0
+
+    def execute(self, batch: Batch) -> Seq[int]:
+        """See `StepRunner.execute`."""
+        self._num_steps += 1
+        if self._num_steps == self._options.crash_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._num_steps == self._options.hang_step:
+            time.sleep(3600)
+        if self._num_steps == self._options.fail_step:
+            raise RuntimeError("this step was scripted to fail")
+        if self._options.step_ms:
+            time.sleep(self._options.step_ms / 1000)
+        return [self._next(scheduled) for scheduled in batch.sampling]
+
+    def is_fatal(self, error: Exception) -> bool:
+        """A scripted failure never spoils the device."""
+        return False
+
+    def _next(self, scheduled: ScheduledSequence) -> int:
+        sequence = scheduled.sequence
+        position = sequence.num_output_tokens
+        ended = position >= max(self._options.output_tokens, sequence.sampling.min_tokens)
+        if ended and not sequence.sampling.ignore_eos:
+            return self._eos_token_id
+        return self._reply[position % len(self._reply)]
+
+
+def build_scripted_engine(
+    spec: EngineSpec, on_progress: Callable[[str, float | None], None]
+) -> tuple[TextEngine, EngineFacts]:
+    """An engine over the prepared folder of a scripted model.
+
+    Raises:
+        ModelLoadFailed, InsufficientMemory: the options say so, or are wrong.
+    """
+    config = json.loads((Path(spec.folder) / "config.json").read_text(encoding="utf-8"))
+    try:
+        options = msgspec.convert(config.get("scripted", {}), ScriptedOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise ModelLoadFailed(f"the scripted model's options are wrong: {error}") from error
+    _pretend_to_load(options, on_progress)
+    eos_token_id = int(config["eos_token_id"])
+    num_blocks = max(1, -(-spec.kv_cache_tokens // BLOCK_SIZE))
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_num_seqs=spec.max_num_seqs,
+            max_num_batched_tokens=spec.max_num_batched_tokens,
+            max_model_len=spec.max_model_len,
+            block_size=BLOCK_SIZE,
+            num_blocks=num_blocks,
+            enable_prefix_caching=spec.enable_prefix_caching,
+            eos_token_ids=frozenset({eos_token_id}),
+        )
+    )
+    facts = EngineFacts(
+        memory=MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0),
+        dtype="float32",
+        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        vocab_size=int(config["vocab_size"]),
+    )
+    return TextEngine(scheduler, ScriptedRunner(options, eos_token_id)), facts
+
+
+def _pretend_to_load(options: ScriptedOptions, on_progress: Callable[[str, float | None], None]) -> None:
+    num_parts = 20
+    for part in range(num_parts if options.load_ms else 0):
+        on_progress("load", part / num_parts)
+        time.sleep(options.load_ms / 1000 / num_parts)
+    if options.load_error == "oom":
+        raise InsufficientMemory("this model was scripted to find too little memory")
+    if options.load_error is not None:
+        raise ModelLoadFailed("this model was scripted to fail to load")

@@ -1,0 +1,40 @@
+"""What a layer asks of an attention backend, and what every backend promises.
+
+Source of the calling convention: transformers' `AttentionInterface`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from inference_server.execution.inputs import StepInput
+from inference_server.execution.kv_cache import LayerCache
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One layer's attention in one step.
+
+    query [num_tokens, num_heads, key_dim]; key [num_tokens, num_kv_heads, key_dim];
+    value [num_tokens, num_kv_heads, value_dim]; rotary embedding and q/k norms are already applied, heads are
+    not repeated. `window` counts the current token: position q sees k with q - window < k <= q.
+    `sinks` [num_heads] are extra logits that take part in the softmax and attend to nothing.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+
+class AttentionBackend(Protocol):
+    """Stores the step's keys and values, then attends."""
+
+    def attend(self, call: AttentionCall, cache: LayerCache, step: StepInput) -> torch.Tensor:
+        """Causal attention of each sequence to itself only → [num_tokens, num_heads, value_dim]."""

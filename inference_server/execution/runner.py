@@ -1,0 +1,79 @@
+"""Computes a step: inputs → one forward pass over the flat ragged batch → one token per sampling sequence.
+
+Owner of the model, its KV cache and everything else on the device; used by the engine's thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import torch
+
+from inference_server.execution.attention.binding import LayerBinding, StepSlot, bind
+from inference_server.execution.attention.contract import AttentionBackend
+from inference_server.execution.inputs import InputBuilder, StepInput
+from inference_server.execution.kv_cache import KVCache
+from inference_server.execution.sampler import Sampler
+from inference_server.scheduling.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """A `StepRunner` over a transformers model whose attention layers are bound to a paged cache."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        cache: KVCache,
+        slot: StepSlot,
+        sampler: Sampler,
+        device: torch.device,
+        selects_rows: bool,
+    ) -> None:
+        """`selects_rows`: whether the model takes `logits_to_keep` as a tensor of row indices."""
+        self._model = model
+        self._cache = cache
+        self._slot = slot
+        self._sampler = sampler
+        self._selects_rows = selects_rows
+        self._inputs = InputBuilder(
+            block_size=cache.block_size, padding_block=cache.padding_block, device=device
+        )
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> Seq[int]:
+        """See `engine.text_engine.StepRunner.execute`."""
+        step = self._inputs.build(batch)
+        if step.fresh_blocks is not None:
+            self._cache.clear(step.fresh_blocks)
+        logits = self.forward(step)
+        return self._sampler.sample(logits, [scheduled.sequence for scheduled in batch.sampling])
+
+    def forward(self, step: StepInput) -> torch.Tensor:
+        """Logits of `step.sample_rows` → [num_samples, vocab_size]."""
+        arguments: dict[str, Any] = {"input_ids": step.input_ids, "position_ids": step.position_ids}
+        if self._selects_rows:
+            arguments["logits_to_keep"] = step.sample_rows
+        self._slot.step = step
+        try:
+            logits: torch.Tensor = self._model(**arguments, use_cache=False).logits[0]
+        finally:
+            self._slot.step = None
+        return logits if self._selects_rows else logits.index_select(0, step.sample_rows)
+
+    def is_fatal(self, error: Exception) -> bool:
+        """A CUDA error other than running out of memory leaves the context unusable."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def bind_layers(layers: Seq[Any], cache: KVCache, backend: AttentionBackend, slot: StepSlot) -> None:
+    """Give each attention layer (a `LayerFacts`, in order) its part of the cache."""
+    for facts, layer_cache in zip(layers, cache.layers, strict=True):
+        for module in facts.modules:
+            bind(module, LayerBinding(layer_cache, backend, slot, facts.window))

@@ -1,0 +1,115 @@
+"""From a prepared folder to a model on its device, ready for flat ragged batches.
+
+Knows transformers' loader; knows neither the scheduler nor the KV cache. Admission (whether the model may
+be served at all) is `execution/admission.py`'s matter.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference_server.checkpoints.inspection import inspect_folder
+from inference_server.errors import ModelLoadFailed
+from inference_server.loading.quantization import quantization_config
+from inference_server.loading.rope import freeze_batch_dependent_rope
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode, its text configuration, and where it lives."""
+
+    model: nn.Module
+    config: Any
+    device: torch.device
+    dtype: torch.dtype
+    weights_bytes: int
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: str,
+    dtype: str,
+    quantization: str,
+    max_model_len: int,
+    attention: str,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load `folder` onto `device`. `attention` is the name of a registered attention interface.
+
+    Raises:
+        ModelLoadFailed: the folder is unsafe or damaged, or the architecture cannot be served.
+    """
+    from transformers import AutoModelForCausalLM
+
+    inspect_folder(folder, allow_pickle=False, trust_remote_code=trust_remote_code)
+    torch_dtype = DTYPES[dtype]
+    target = torch.device(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch_dtype,
+        attn_implementation=attention,
+        device_map={"": target},
+        quantization_config=quantization_config(quantization, torch_dtype),
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+    )
+    model.eval()
+    if not model._can_set_attn_implementation():
+        raise ModelLoadFailed(
+            f"the architecture {type(model).__name__} does not call transformers' attention interface, "
+            "so its requests could not be kept apart in one batch; it cannot be served"
+        )
+    freeze_batch_dependent_rope(model, max_model_len)
+    config = model.config.get_text_config()
+    return LoadedModel(
+        model=model,
+        config=config,
+        device=target,
+        dtype=torch_dtype,
+        weights_bytes=storage_bytes(model),
+        eos_token_ids=_eos_token_ids(model),
+        vocab_size=int(config.vocab_size),
+    )
+
+
+def storage_bytes(model: nn.Module) -> int:
+    """Bytes of every distinct storage that the model's parameters, buffers and quantization states hold."""
+    storages: dict[int, int] = {}
+    for tensor in _tensors(model):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = [*model.buffers()]
+    for parameter in model.parameters():
+        found.append(parameter.data)
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:  # a double-quantized state holds another one
+            found += [t for t in (state.absmax, state.code, state.offset) if isinstance(t, torch.Tensor)]
+            state = getattr(state, "state2", None)
+        found += [t for t in (getattr(parameter, name, None) for name in ("CB", "SCB")) if t is not None]
+    return found
+
+
+def _eos_token_ids(model: Any) -> tuple[int, ...]:
+    """End-of-sequence ids of the generation config, or else of the model's config."""
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), model.config):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+    return ()

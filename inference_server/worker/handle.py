@@ -1,0 +1,200 @@
+"""The server's handle of one model worker: requests out, deltas in, and its death told to everyone once.
+
+Owner: the event loop. Knows nothing of models' states or budgets (the manager does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from inference_server import errors
+from inference_server.types import GenerationRequest, TokenDelta
+from inference_server.worker import protocol
+from inference_server.worker.connection import ChildConnection
+
+GRACE_S = 5.0  # between Stop and SIGKILL
+WATCH_INTERVAL_S = 1.0
+
+_ERRORS: dict[str, type[errors.HelixFlowError]] = {
+    cls.code: cls
+    for cls in (
+        errors.InvalidRequest,
+        errors.ContextTooLong,
+        errors.UnsupportedParameter,
+        errors.InsufficientMemory,
+        errors.ModelLoadFailed,
+        errors.FetchFailed,
+    )
+}
+
+
+def error_from_wire(code: str, message: str) -> errors.HelixFlowError:
+    """The exception that a child's code stands for; unknown codes become `InternalError`."""
+    return _ERRORS.get(code, errors.InternalError)(message)
+
+
+class Worker(Protocol):
+    """What the model manager and the generation service need of a ready worker."""
+
+    ready: protocol.Ready
+    stats: protocol.EngineStats
+    closed: asyncio.Future[str]  # resolves with the reason once the process is gone; never raises
+    on_step: Callable[[protocol.EngineStats], None] | None  # called after each step
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests submitted and unfinished."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Stream the request's deltas; closing the iterator aborts the request in the worker.
+
+        Raises (while iterating):
+            WorkerDied: the process is gone.
+            InvalidRequest, ContextTooLong: the worker refused the request.
+            InternalError: the model's forward pass failed for this request.
+        """
+
+    async def stop(self) -> None:
+        """Ask, wait, kill. Returns when the process is gone and its memory is free."""
+
+
+class WorkerHandle:
+    """A `Worker` backed by a real process. Create it with `launcher.ForkServerLauncher.launch`."""
+
+    def __init__(self, ready: protocol.Ready, hang_timeout_s: float) -> None:
+        self.ready = ready
+        self.stats = protocol.EngineStats()
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.on_step: Callable[[protocol.EngineStats], None] | None = None
+        self._hang_timeout_s = hang_timeout_s
+        self._streams: dict[str, asyncio.Queue[TokenDelta | errors.HelixFlowError]] = {}
+        self._connection: ChildConnection | None = None
+        self._death_reason: str | None = None
+        self._last_seen_s = time.monotonic()
+        self._watch: asyncio.TimerHandle | None = None
+
+    def attach(self, connection: ChildConnection) -> None:
+        """Start to own the connection of a worker that has just said `Ready`."""
+        self._connection = connection
+        self._watch_for_hang()
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._open_connection().pid
+
+    @property
+    def num_requests(self) -> int:
+        """Requests submitted and unfinished."""
+        return len(self._streams)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """See `Worker.generate`."""
+        if self._death_reason is not None:
+            raise errors.WorkerDied(self._death_reason)
+        if request.request_id in self._streams:
+            raise errors.InternalError(f"request id {request.request_id!r} is already in use")
+        stream: asyncio.Queue[TokenDelta | errors.HelixFlowError] = asyncio.Queue()
+        self._streams[request.request_id] = stream
+        connection = self._open_connection()
+        connection.send(protocol.Submit(request=request))
+        finished = False
+        try:
+            while not finished:
+                item = await stream.get()
+                if isinstance(item, errors.HelixFlowError):
+                    finished = True
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            self._streams.pop(request.request_id, None)
+            if not finished:
+                connection.send(protocol.Abort(request_ids=(request.request_id,)))
+
+    async def stop(self) -> None:
+        """See `Worker.stop`."""
+        connection = self._open_connection()
+        connection.send(protocol.Stop())
+        if not await connection.wait_exit(GRACE_S):
+            connection.kill()
+        await connection.terminate()
+        self.connection_closed("was stopped")
+
+    # ------------------------------------------------------------ called by the connection
+
+    def receive(self, message: protocol.FromChild) -> None:
+        """One message of the running worker."""
+        self._last_seen_s = time.monotonic()
+        match message:
+            case protocol.StepOutput(deltas=deltas, stats=stats):
+                self.stats = stats
+                for delta in deltas:
+                    self._deliver(delta.request_id, delta)
+                if self.on_step is not None:
+                    self.on_step(stats)
+            case protocol.Heartbeat(busy_seconds=busy_seconds, stats=stats):
+                if stats is not None:
+                    self.stats = stats
+                if busy_seconds > self._hang_timeout_s:
+                    self._kill(f"hung in one step for {busy_seconds:.0f} s and was killed")
+            case protocol.RequestFailed(request_id=request_id, code=code, message=text):
+                self._deliver(request_id, error_from_wire(code, text))
+            case protocol.Failed(message=text):
+                self._death_reason = f"failed: {text}"
+            case _:
+                self._kill(f"sent {type(message).__name__} while serving and was killed")
+
+    def connection_closed(self, reason: str) -> None:
+        """The process is gone or going: fail its requests now, tell `closed` when its memory is back."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if self._death_reason is None:
+            self._death_reason = reason
+        connection = self._open_connection()
+        connection.kill()
+        for stream in self._streams.values():
+            stream.put_nowait(
+                errors.WorkerDied(
+                    "the model's worker process ended while it held this request; send it again"
+                )
+            )
+        if connection.exited.done():
+            self._tell_closed(None)
+        else:
+            connection.exited.add_done_callback(self._tell_closed)
+
+    # ------------------------------------------------------------ internals
+
+    def _tell_closed(self, _: object) -> None:
+        if not self.closed.done():
+            self.closed.set_result(self._death_reason or "ended")
+
+    def _deliver(self, request_id: str, item: TokenDelta | errors.HelixFlowError) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.put_nowait(item)
+
+    def _watch_for_hang(self) -> None:
+        silent_s = time.monotonic() - self._last_seen_s
+        if silent_s > self._hang_timeout_s:
+            self._kill(f"gave no sign of life for {silent_s:.0f} s and was killed")
+            return
+        self._watch = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._watch_for_hang)
+
+    def _kill(self, reason: str) -> None:
+        self._death_reason = reason
+        self._open_connection().kill()
+
+    def _open_connection(self) -> ChildConnection:
+        if self._connection is None:
+            raise errors.InternalError("the worker handle has no connection yet")
+        return self._connection

@@ -1,0 +1,208 @@
+"""The child's side: what a forked process does, from its first message to its exit.
+
+One loop owns the engine and the channel's receiving end. A watchdog thread sends heartbeats and ends the
+process the moment the server is gone. Torch is imported only on the path that needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from inference_server import errors
+from inference_server.engine.text_engine import EngineFacts, TextEngine
+from inference_server.worker import protocol
+from inference_server.worker.channel import ChildChannel
+
+HEARTBEAT_INTERVAL_S = 1.0
+logger = logging.getLogger(__name__)
+
+
+class Activity:
+    """What the main loop is doing, for the watchdog to report. Written by the main thread only."""
+
+    def __init__(self) -> None:
+        self._busy_since_s: float | None = None
+
+    def __enter__(self) -> None:
+        self._busy_since_s = time.monotonic()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._busy_since_s = None
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds inside the current step or stage, 0 while waiting for work."""
+        since_s = self._busy_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def restart(self) -> None:
+        """A long job made progress: count from now."""
+        self._busy_since_s = time.monotonic()
+
+
+def run(sock: socket.socket) -> int:
+    """Serve one channel until it closes or says `Stop`; returns the exit status."""
+    channel = ChildChannel(sock)
+    activity = Activity()
+    threading.Thread(target=_watch, args=(channel, activity), name="watchdog", daemon=True).start()
+    try:
+        first = channel.receive()[0]
+        if isinstance(first, protocol.Prepare):
+            return _prepare(channel, activity, first)
+        if isinstance(first, protocol.Load):
+            return _work(channel, activity, first)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+    logger.error("the first message was %s, not Prepare or Load", type(first).__name__)
+    return 2
+
+
+def _watch(channel: ChildChannel, activity: Activity) -> None:
+    """Heartbeats; and when the server's end closes, the whole process ends at once."""
+    poller = select.poll()
+    poller.register(channel.fileno(), 0)  # POLLHUP and POLLERR are always reported
+    while True:
+        if poller.poll(HEARTBEAT_INTERVAL_S * 1000):
+            os._exit(0)
+        try:
+            channel.send(protocol.Heartbeat(busy_seconds=activity.busy_seconds))
+        except OSError:
+            os._exit(0)
+
+
+def _reporter(channel: ChildChannel, activity: Activity) -> Callable[[str, float | None], None]:
+    """A progress callback that sends at most one message per percent or quarter second."""
+    last: list[object] = [None, 0.0, -1.0]  # stage, time, fraction
+
+    def report(stage: str, fraction: float | None) -> None:
+        activity.restart()
+        now_s = time.monotonic()
+        moved = fraction is not None and abs(fraction - float(str(last[2]))) >= 0.01
+        if stage != last[0] or fraction == 1.0 or (moved and now_s - float(str(last[1])) >= 0.25):
+            last[:] = [stage, now_s, -1.0 if fraction is None else fraction]
+            channel.send(protocol.Progress(stage=stage, fraction=fraction))
+
+    return report
+
+
+def _prepare(channel: ChildChannel, activity: Activity, message: protocol.Prepare) -> int:
+    from inference_server.loading.preparation import prepare
+
+    try:
+        with activity:
+            prepared = prepare(
+                source=message.source,
+                revision=message.revision,
+                sha256=message.sha256,
+                cache_dir=Path(message.cache_dir),
+                allow_pickle=message.allow_pickle,
+                trust_remote_code=message.trust_remote_code,
+                on_progress=_reporter(channel, activity),
+            )
+    except Exception as error:
+        _fail(channel, "fetch_failed", error)
+        return 1
+    channel.send(protocol.Prepared(folder=str(prepared.folder), revision=prepared.revision))
+    return 0
+
+
+def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> int:
+    started_s = time.monotonic()
+    try:
+        with activity:
+            engine, facts = _build_engine(message, _reporter(channel, activity))
+    except Exception as error:
+        _fail(channel, "insufficient_memory" if is_out_of_memory(error) else "model_load_failed", error)
+        return 1
+    channel.send(
+        protocol.Ready(
+            memory=facts.memory,
+            device=message.device,
+            dtype=facts.dtype,
+            max_model_len=message.max_model_len,
+            kv_cache_tokens=facts.kv_cache_tokens,
+            vocab_size=facts.vocab_size,
+            load_seconds=time.monotonic() - started_s,
+        )
+    )
+    return _serve(channel, activity, engine)
+
+
+def _build_engine(
+    message: protocol.Load, on_progress: Callable[[str, float | None], None]
+) -> tuple[TextEngine, EngineFacts]:
+    if message.scripted:
+        from inference_server.engine.scripted import build_scripted_engine
+
+        return build_scripted_engine(message, on_progress)
+    from inference_server.engine.assembly import build_text_engine
+
+    return build_text_engine(message, on_progress)
+
+
+def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int:
+    """The loop: receive → step → deliver."""
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
+    while True:
+        if poller.poll(0 if engine.has_work else None):
+            for message in channel.receive():
+                if isinstance(message, protocol.Stop):
+                    return 0
+                _apply(channel, engine, message)
+        if engine.has_work:
+            with activity:
+                outcome = engine.step()
+            for failure in outcome.failures:
+                channel.send(
+                    protocol.RequestFailed(
+                        request_id=failure.request_id, code=failure.code, message=failure.message
+                    )
+                )
+            channel.send(protocol.StepOutput(deltas=outcome.deltas, stats=outcome.stats))
+            if outcome.fatal is not None:
+                channel.send(protocol.Failed(code="worker_died", message=outcome.fatal))
+                return 1
+
+
+def _apply(channel: ChildChannel, engine: TextEngine, message: protocol.ToChild) -> None:
+    if isinstance(message, protocol.Submit):
+        try:
+            engine.submit(message.request)
+        except errors.HelixFlowError as error:
+            channel.send(
+                protocol.RequestFailed(
+                    request_id=message.request.request_id, code=error.code, message=error.message
+                )
+            )
+    elif isinstance(message, protocol.Abort):
+        for request_id in message.request_ids:
+            engine.abort(request_id)
+
+
+def _fail(channel: ChildChannel, code: str, error: Exception) -> None:
+    """Tell the server; a foreign exception's text goes to the log only, since it may hold paths."""
+    logger.error("%s", code, exc_info=error)
+    if isinstance(error, errors.HelixFlowError):
+        channel.send(protocol.Failed(code=error.code, message=error.message))
+    else:
+        text = f"{type(error).__name__}; the server's log has the details"
+        channel.send(protocol.Failed(code=code, message=text))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a load or step failed for want of memory, on the host or on a device."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError):
+        return True
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
