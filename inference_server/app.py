@@ -10,31 +10,38 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
 import uvloop
 
+from inference_server import __version__
 from inference_server.api.application import build_application
 from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
-from inference_server.errors import HelixFlowError
+from inference_server.errors import ConfigError
 from inference_server.generation.service import GenerationService
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.logs import setup_logging
 from inference_server.telemetry.metrics import Metrics
 from inference_server.worker.launcher import ForkServer, ForkServerLauncher
-from inference_server.worker.protocol import Prepare, Prepared, Progress
+from inference_server.worker.protocol import Prepare, Progress
 
+BACKLOG = 2048
 logger = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, catalog: Catalog) -> int:
-    """Serve until a signal ends it; returns the process's exit status."""
+    """Serve until a signal ends it; returns the process's exit status.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
     setup_logging(settings.log_level, json_lines=settings.log_json)
-    return uvloop.run(_Server(settings, catalog).run())
+    with _listen(settings) as sock:
+        return uvloop.run(_run(settings, catalog, sock))
 
 
 def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], None]) -> int:
@@ -44,13 +51,31 @@ def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], 
         FetchFailed: with the reason.
     """
 
-    async def fetch() -> Prepared:
-        fork_server = ForkServer(preload_torch=not spec.source.startswith("scripted"))
-        launcher = _launcher(fork_server, settings)
+    async def fetch() -> None:
+        fork_server = ForkServer(preload_torch=_needs_torch(spec))
         try:
-            return await launcher.prepare(prepare_message(settings, spec), on_progress)
+            await _launcher(fork_server, settings).prepare(_prepare_message(spec, settings), on_progress)
         finally:
             await fork_server.stop()
 
     uvloop.run(fetch())
     return 0
+
+
+async def _run(settings: Settings, catalog: Catalog, sock: socket.socket) -> int:
+    fork_server = ForkServer(preload_torch=any(_needs_torch(spec) for spec in catalog.models.values()))
+    fork_server.start()  # its imports take seconds and go on while we set up
+    metrics = Metrics()
+    manager = ModelManager(catalog, settings, _launcher(fork_server, settings), observer=metrics)
+    service = GenerationService(manager, settings, metrics)
+    application = build_application(
+        catalog=catalog, settings=settings, manager=manager, service=service, metrics=metrics
+    )
+    http = _HttpServer(application, settings)
+    stop = asyncio.Event()
+    with _signals(stop, http):
+        serving = asyncio.create_task(http.serve(sockets=[sock]))
+        try:
+            return await _live(settings, manager, service, serving, stop)
+        finally:
+            await _shut_down(http, serving, manager, fork_server)

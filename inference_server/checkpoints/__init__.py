@@ -1,1 +1,1 @@
-"""What a model is before it is loaded: where it comes from, what its files say, what it will weigh. Torch-free."""
+"""What a model is before it is loaded: its source, what its files say, what it will weigh. Torch-free."""

@@ -20,7 +20,7 @@ DEFAULT_MAX_POSITION_EMBEDDINGS = 2048  # where a config names no limit
 _POSITION_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length",
 )  # fmt: skip
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def model_facts(folder: Path) -> ModelFacts:
         max_position_embeddings=first_int(text, _POSITION_KEYS) or DEFAULT_MAX_POSITION_EMBEDDINGS,
         vocab_size=required_int(text, ("vocab_size",)),
         eos_token_ids=_eos_token_ids(folder, config, text),
-        num_layers=required_int(text, _LAYER_KEYS),
+        num_layers=required_int(text, LAYER_KEYS),
     )
 
 

@@ -1,7 +1,7 @@
 """How many bytes a model will take before it is loaded: weights after quantization, KV cache per token.
 
-Reads headers and config only. The formulas were checked byte for byte against loaded models; where a family leaves
-a doubt, the larger figure is taken. Knows nothing of budgets or devices.
+Reads headers and config only. The formulas were checked byte for byte against loaded models; where a family
+leaves a doubt, the larger figure is taken. Knows nothing of budgets or devices.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_server.checkpoints.facts import (
+    LAYER_KEYS,
     ModelFacts,
     config_dtype,
     first_int,
@@ -34,6 +35,7 @@ _NF4_BYTES_PER_LINEAR = 144  # quantization map and offsets
 _IN_A_LAYER = re.compile(r"(^|\.)(layers|h|blocks|block|layer)\.\d+\.")
 # Not nn.Linear in transformers 5: fused experts, routers, embeddings inside layers, norms.
 _NEVER_LINEAR = re.compile(r"\.(experts|embed\w*|\w*norm\w*|router|gate)\.")
+_CONV1D = re.compile(r"\.c_(attn|fc|proj)\.")  # gpt2 stores these as [in, out]
 _OUTPUT_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 
 
@@ -66,7 +68,7 @@ def _tensor_bytes(name: str, tensor: TensorInfo, quantization: str, itemsize: in
     if quantization == "none" or not _is_convertible(name, tensor):
         return tensor.num_elements * itemsize
     if quantization == "bnb-int8":  # one byte per weight and a float32 scale per output row
-        return tensor.num_elements + 4 * max(tensor.shape)
+        return tensor.num_elements + 4 * (max(tensor.shape) if _CONV1D.search(name) else tensor.shape[0])
     num_blocks = -(-tensor.num_elements // _NF4_BLOCK)
     return -(-tensor.num_elements // 2) + 4 * num_blocks + _NF4_BYTES_PER_LINEAR
 
@@ -117,7 +119,7 @@ def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
         return 0
     text = text_config(config)
     itemsize = _itemsize(config_dtype(config) or "float32" if dtype == "auto" else dtype)
-    num_layers = required_int(text, ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    num_layers = required_int(text, LAYER_KEYS)
     if is_count(text.get("kv_lora_rank")):
         return num_layers * itemsize * _expanded_latent_values(text)
     num_heads = required_int(text, ("num_attention_heads", "n_head", "n_heads"))

@@ -1,7 +1,7 @@
 """Safetensors headers: names, types, shapes and bytes of a checkpoint's tensors, without reading the tensors.
 
-Format: 8-byte little-endian header length, JSON header, data (github.com/huggingface/safetensors). Checks that
-each file is whole. Knows nothing of models or of where the files came from.
+Format: 8-byte little-endian header length, JSON header, data (github.com/huggingface/safetensors). Checks
+that each file is whole. Knows nothing of models or of where the files came from.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _tensors(name: str, header: bytes, num_data_bytes: int) -> dict[str, TensorI
     expected = max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if num_data_bytes != expected:
         raise FetchFailed(
-            f"{name} is damaged or incomplete: {num_data_bytes} bytes of tensors where its header says {expected}"
+            f"{name} is damaged or incomplete: {num_data_bytes} bytes of tensors, not {expected}"
         )
     return infos
 

@@ -61,7 +61,8 @@ Source = HubSource | FolderSource | GgufFileSource | WheelSource | ScriptedSourc
 
 
 def parse_source(text: str, revision: str | None = None) -> Source:
-    """Parse `org/name`, `./folder`, `file.gguf`, `pypi:PROJECT==VERSION/member.gguf` or `scripted:?key=value`.
+    """Parse one of these: `org/name`, `./folder`, `/folder`, `file.gguf`, `scripted:?key=value`,
+    `pypi:PROJECT==VERSION/member.gguf`.
 
     Raises:
         ConfigError: the text is none of these, or a revision is given to something that has none.

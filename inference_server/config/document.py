@@ -112,7 +112,7 @@ class _Reader:
             return str(node.value)
         if node.tag not in _PLAIN_TAGS:
             raise ConfigError(f"{where}: YAML tag {node.tag!r} is not supported")
-        value: object = self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+        value: object = self._loader.construct_object(node)
         return self._expand(value, where) if isinstance(value, str) else value
 
     def _expand(self, text: str, where: str) -> str:

@@ -81,11 +81,9 @@ def number(minimum: float, maximum: float, *, above: bool = False) -> Kind:
     bounds = f"{'above' if above else 'from'} {minimum:g} {'and at most' if above else 'to'} {maximum:g}"
 
     def parse(value: object) -> float:
-        found = math.nan
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            found = float(value)
-        elif isinstance(value, str) and _FLOAT.fullmatch(value.strip()):
-            found = float(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = is_number or (isinstance(value, str) and _FLOAT.fullmatch(value.strip()) is not None)
+        found = float(value) if is_number else math.nan  # type: ignore[arg-type]
         if not minimum <= found <= maximum or (above and found == minimum):
             raise ValueError(f"expected a number {bounds}, got {shown(value)}")
         return found

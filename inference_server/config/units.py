@@ -92,7 +92,7 @@ def format_bytes(num_bytes: int) -> str:
     """For people: "8 GiB", "1.5 MiB", "17 B"; three significant digits, trailing zeros dropped."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1023.5 or unit == "GiB" and abs(size) < 1024:
+        if abs(size) < 1023.5 or (unit == "GiB" and abs(size) < 1024):
             return f"{_short(size)} {unit}"
         size /= 1024
     return f"{_short(size)} TiB"

@@ -148,7 +148,7 @@ def _attend(call: AttentionCall, lengths: tuple[int, ...]) -> torch.Tensor:
     outputs = []
     group = call.query.shape[1] // call.key.shape[1]
     for query, key, value in zip(
-        call.query.split(lengths), call.key.split(lengths), call.value.split(lengths), strict=True
+        *(torch.split(part, list(lengths)) for part in (call.query, call.key, call.value)), strict=True
     ):
         keys = key.float().repeat_interleave(group, dim=1)
         values = value.float().repeat_interleave(group, dim=1)
