@@ -38,7 +38,7 @@ def download(
     """Fill `part` with the `size` bytes at `url`, continuing from what it already holds.
 
     Raises:
-        FetchFailed: the server refuses, sends something of another size, or keeps failing; or the disk is full.
+        FetchFailed: the server refuses, sends too much or keeps failing, or the disk is full.
     """
     num_failures = 0
     while (offset := _num_bytes(part, size)) < size:

@@ -5,12 +5,11 @@ Reads config.json and generation_config.json; knows nothing of weights, devices 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
-
-import msgspec
 
 from inference_server.errors import FetchFailed
 
@@ -77,13 +76,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise FetchFailed(f"{path.name} is larger than {MAX_JSON_BYTES} bytes")
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        value = json.loads(path.read_text(encoding="utf-8"))  # the parser that the loader uses, on purpose
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FetchFailed(f"{path.name} cannot be read: {error.strerror}") from error
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise FetchFailed(f"{path.name} is not a JSON object") from error
+    except (ValueError, RecursionError) as error:
+        raise FetchFailed(f"{path.name} is not JSON") from error
+    if not isinstance(value, dict):
+        raise FetchFailed(f"{path.name} is not a JSON object")
+    return value
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

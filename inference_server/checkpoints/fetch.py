@@ -34,7 +34,13 @@ class Fetched:
 
 
 def fetch(
-    source: Source, *, cache_dir: Path, sha256: str | None, allow_pickle: bool, on_progress: OnProgress
+    source: Source,
+    *,
+    cache_dir: Path,
+    sha256: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool = False,
+    on_progress: OnProgress,
 ) -> Fetched:
     """Make sure that the checkpoint is on this machine. A second call reads and sends nothing large.
 
@@ -54,7 +60,12 @@ def fetch(
             return _local_gguf(path, cache_dir, sha256)
         case HubSource():
             with locked(cache_dir, f"hub-{text_key(source.repo)}"):
-                folder, commit = fetch_hub(source, allow_pickle=allow_pickle, on_progress=on_progress)
+                folder, commit = fetch_hub(
+                    source,
+                    allow_pickle=allow_pickle,
+                    trust_remote_code=trust_remote_code,
+                    on_progress=on_progress,
+                )
             return Fetched("folder", folder, revision=commit)
         case FolderSource(path):
             return _local_folder(path)

@@ -1,7 +1,7 @@
 """The header of a GGUF file: metadata, and where the tensors lie. Reads no tensor, imports no numpy.
 
-Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Arrays (vocabulary,
-merges) are counted, not kept: they make other readers slow.
+Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Arrays
+(vocabulary, merges) are counted, not kept: they make other readers slow.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inference_server.errors import FetchFailed
 
@@ -24,7 +25,7 @@ _SCALARS = {
     10: struct.Struct("<Q"), 11: struct.Struct("<q"), 12: struct.Struct("<d"),
 }  # fmt: skip
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
-_PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of metadata entries
+PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of metadata entries
 _ARRAY_HEAD = struct.Struct("<IQ")  # element type, count
 _MAX_DIMS = 8
 
@@ -81,15 +82,17 @@ class _Reader:
         self._at = 0
 
     def read(self) -> GgufHeader:
-        magic, version, num_tensors, num_entries = self._take(_PREAMBLE)
+        magic, version, num_tensors, num_entries = self._take(PREAMBLE)
         if magic != _MAGIC or version not in _VERSIONS:
             raise ValueError("not GGUF")
         metadata, spans = self._metadata(num_entries)
         table_start = self._at
         num_parameters, last_offset = self._tensor_table(num_tensors)
-        alignment = int(metadata.get("general.alignment", _DEFAULT_ALIGNMENT))  # type: ignore[arg-type]
-        if alignment <= 0 or alignment & (alignment - 1) or "general.architecture" not in metadata:
-            raise ValueError("bad alignment or no architecture")
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+            raise ValueError("bad alignment")
+        if not isinstance(metadata["general.architecture"], str):
+            raise ValueError("no architecture")
         data_start = -(-self._at // alignment) * alignment
         if num_tensors and data_start + last_offset >= len(self._data):
             raise ValueError("cut short")
@@ -153,7 +156,7 @@ class _Reader:
         self._skip(length)
         return self._data[start : self._at].decode()
 
-    def _take(self, layout: struct.Struct) -> tuple[int, ...]:
+    def _take(self, layout: struct.Struct) -> tuple[Any, ...]:
         values = layout.unpack_from(self._data, self._at)
         self._at += layout.size
         return values

@@ -1,13 +1,15 @@
-"""A repository on the Hugging Face Hub: resolve one commit, fetch the files that serving needs, into the Hub's cache.
+"""A repository on the Hugging Face Hub: resolve one commit, fetch what serving needs, into the Hub's own cache.
 
-HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean everywhere. huggingface_hub is
-imported where it is used: the server process imports this package and must stay small.
+HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean everywhere.
+huggingface_hub is imported where it is used: the server process imports this package and must stay small.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from inference_server.checkpoints.cache import require_space
 from inference_server.checkpoints.download import OnProgress
@@ -19,7 +21,9 @@ _SIDE_FILE_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth")
 
 
-def fetch_hub(source: HubSource, *, allow_pickle: bool, on_progress: OnProgress) -> tuple[Path, str]:
+def fetch_hub(
+    source: HubSource, *, allow_pickle: bool, trust_remote_code: bool, on_progress: OnProgress
+) -> tuple[Path, str]:
     """Return the snapshot's folder and its commit. Files that are already there are not asked for again.
 
     Raises:
@@ -35,18 +39,19 @@ def fetch_hub(source: HubSource, *, allow_pickle: bool, on_progress: OnProgress)
     if listing is None:
         return _cached_snapshot(source, "the Hub cannot be reached")
     commit, sizes = listing
-    files = select_files(sizes, allow_pickle=allow_pickle)
+    files = select_files(sizes, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     return _download(source.repo, commit, {name: sizes[name] for name in files}, on_progress), commit
 
 
-def select_files(sizes: Mapping[str, int], *, allow_pickle: bool) -> tuple[str, ...]:
-    """Choose what to fetch: top-level side files, chat templates, and one set of weights.
+def select_files(sizes: Mapping[str, int], *, allow_pickle: bool, trust_remote_code: bool) -> tuple[str, ...]:
+    """Choose what to fetch: top-level side files, chat templates, code if trusted, and one set of weights.
 
     Raises:
         ConfigError: only weights that may not be loaded.
     """
     top = [name for name in sizes if "/" not in name]
     side = [name for name in top if name.endswith(_SIDE_FILE_SUFFIXES) and not name.endswith(".index.json")]
+    side += [n for n in sizes if trust_remote_code and n.endswith(".py")]
     side += [n for n in sizes if n.startswith("additional_chat_templates/") and n.endswith(".jinja")]
     return (*sorted(side), *_select_weights(top, allow_pickle=allow_pickle))
 
@@ -99,7 +104,7 @@ def _list_files(source: HubSource) -> tuple[str, dict[str, int]] | None:
 
 
 def _download(repo: str, commit: str, sizes: Mapping[str, int], on_progress: OnProgress) -> Path:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
     missing = {
         name: size
@@ -107,21 +112,54 @@ def _download(repo: str, commit: str, sizes: Mapping[str, int], on_progress: OnP
         if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
     }
     require_space(Path(constants.HF_HUB_CACHE), sum(missing.values()))
-    num_done, total = 0, max(sum(missing.values()), 1)
+    counter = _ByteCounter(max(sum(missing.values()), 1), on_progress)
     paths = {}
     for name in sorted(sizes, key=sizes.__getitem__):  # small files first: a refusal shows early
         try:
-            paths[name] = Path(hf_hub_download(repo, name, revision=commit))
+            paths[name] = _download_file(repo, name, commit, counter)
         except Exception as error:
             raise FetchFailed(f"{name} of {repo} cannot be fetched: {type(error).__name__}") from error
-        num_done += missing.get(name, 0)
-        on_progress("download", num_done / total)
-    return _snapshot_folder(paths)
-
-
-def _snapshot_folder(paths: Mapping[str, Path]) -> Path:
-    """The folder that holds the top-level files."""
+        counter.finish_file(missing.get(name, 0))
     return next(path.parent for name, path in paths.items() if "/" not in name)
+
+
+class _ByteCounter:
+    """Bytes so far, of finished files and of the one under way. Owner: `_download`."""
+
+    def __init__(self, total: int, on_progress: OnProgress) -> None:
+        self._total = total
+        self._on_progress = on_progress
+        self._finished = self._current = 0
+
+    def add(self, num_bytes: float | None) -> None:
+        """More of the file under way has arrived."""
+        self._current += int(num_bytes or 0)
+        self._report()
+
+    def finish_file(self, num_bytes: int) -> None:
+        """The file under way is complete; whatever was counted of it gives way to its size."""
+        self._finished, self._current = self._finished + num_bytes, 0
+        self._report()
+
+    def _report(self) -> None:
+        self._on_progress("download", min(1.0, (self._finished + self._current) / self._total))
+
+
+def _download_file(repo: str, name: str, commit: str, counter: _ByteCounter) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # the library reports through a progress bar; this one only counts
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **(kwargs | {"disable": True}))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            counter.add(n)
+            return None
+
+    takes_bar = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+    options: dict[str, Any] = {"tqdm_class": Bar} if takes_bar else {}
+    return Path(hf_hub_download(repo, name, revision=commit, **options))
 
 
 def _cached_snapshot(source: HubSource, why: str) -> tuple[Path, str]:

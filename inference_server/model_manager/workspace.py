@@ -1,0 +1,55 @@
+"""What a worker needs besides weights and KV cache: a step's temporary tensors and the process's own context.
+
+Estimates, from the model's config and the engine's limits; rounded up where families differ. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inference_server.checkpoints.facts import first_int, text_config
+
+MIB = 1024 * 1024
+
+# A worker forked from the fork server, after its first step, without weights and KV cache: Python and torch
+# pages that are no longer shared, the thread pool and its scratch, the allocator's slack.
+CPU_CONTEXT_BYTES = 250 * MIB
+# The same for a worker that uses a GPU: the driver's and the libraries' host memory come on top.
+CUDA_HOST_CONTEXT_BYTES = 1024 * MIB
+# What a CUDA context with its loaded kernels and cuBLAS workspaces takes on the device.
+CUDA_DEVICE_CONTEXT_BYTES = 640 * MIB
+# A scripted worker holds no tensors and imports no torch.
+SCRIPTED_CONTEXT_BYTES = 4 * MIB
+
+_HIDDEN_COPIES = 8  # residual, normed input, query, key, value, attended, output, one spare
+_MLP_COPIES = 3  # gate, up, product
+_BYTES_PER_LOGIT = 24  # float32 logits, scaled copy, sorted copy with int64 indices, probabilities
+_GATHERED_COPIES = 2  # a layer's keys and values as read through block tables, and contiguous for the kernel
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The largest step an engine may take."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    vocab_size: int
+    num_layers: int
+    kv_cache_bytes: int
+    itemsize: int  # bytes per number of the compute dtype
+
+
+def workspace_bytes(config: Mapping[str, Any], step: StepShape) -> int:
+    """Peak bytes of temporary tensors in one step: one layer's activations, attention reads, logits."""
+    text = text_config(config)
+    hidden = first_int(text, ("hidden_size", "n_embd", "d_model")) or 0
+    heads = first_int(text, ("num_attention_heads", "n_head", "n_heads")) or 1
+    width = max(hidden, heads * (first_int(text, ("head_dim",)) or 0))
+    mlp = first_int(text, ("intermediate_size", "n_inner", "ffn_dim")) or 4 * hidden
+    per_token = (_HIDDEN_COPIES * width + _MLP_COPIES * mlp) * step.itemsize
+    activations = step.max_num_batched_tokens * per_token
+    attention = _GATHERED_COPIES * step.kv_cache_bytes // max(1, step.num_layers)
+    logits = step.max_num_seqs * step.vocab_size * _BYTES_PER_LOGIT
+    return activations + attention + logits
