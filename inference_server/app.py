@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 import uvloop
+from starlette.applications import Starlette
 
 from inference_server import __version__
 from inference_server.api.application import build_application
@@ -23,11 +25,13 @@ from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
 from inference_server.generation.service import GenerationService
+from inference_server.model_manager.lifecycle import prepare_message
 from inference_server.model_manager.manager import ModelManager
+from inference_server.model_manager.plan import is_scripted
 from inference_server.telemetry.logs import setup_logging
 from inference_server.telemetry.metrics import Metrics
 from inference_server.worker.launcher import ForkServer, ForkServerLauncher
-from inference_server.worker.protocol import Prepare, Progress
+from inference_server.worker.protocol import Progress
 
 BACKLOG = 2048
 logger = logging.getLogger(__name__)
@@ -54,7 +58,7 @@ def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], 
     async def fetch() -> None:
         fork_server = ForkServer(preload_torch=_needs_torch(spec))
         try:
-            await _launcher(fork_server, settings).prepare(_prepare_message(spec, settings), on_progress)
+            await _launcher(fork_server, settings).prepare(prepare_message(spec, settings), on_progress)
         finally:
             await fork_server.stop()
 
@@ -65,7 +69,7 @@ def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], 
 async def _run(settings: Settings, catalog: Catalog, sock: socket.socket) -> int:
     fork_server = ForkServer(preload_torch=any(_needs_torch(spec) for spec in catalog.models.values()))
     fork_server.start()  # its imports take seconds and go on while we set up
-    metrics = Metrics()
+    metrics = Metrics(catalog.models)
     manager = ModelManager(catalog, settings, _launcher(fork_server, settings), observer=metrics)
     service = GenerationService(manager, settings, metrics)
     application = build_application(
@@ -76,6 +80,126 @@ async def _run(settings: Settings, catalog: Catalog, sock: socket.socket) -> int
     with _signals(stop, http):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
-            return await _live(settings, manager, service, serving, stop)
+            return await _live(settings, catalog, manager, service, stop)
         finally:
-            await _shut_down(http, serving, manager, fork_server)
+            http.should_exit = True
+            await serving
+            await manager.stop()
+            await fork_server.stop()
+
+
+async def _live(
+    settings: Settings,
+    catalog: Catalog,
+    manager: ModelManager,
+    service: GenerationService,
+    stop: asyncio.Event,
+) -> int:
+    """Preload, serve until told to stop, drain; returns the exit status."""
+    await manager.start()
+    stopping = asyncio.create_task(stop.wait())
+    preloading = asyncio.create_task(manager.preload_done.wait())
+    await asyncio.wait({stopping, preloading}, return_when=asyncio.FIRST_COMPLETED)
+    preloading.cancel()
+    if not stop.is_set() and manager.preload_error is not None:
+        stopping.cancel()
+        print(f"error: {manager.preload_error.message}", file=sys.stderr)  # noqa: T201
+        return 1
+    if not stop.is_set():
+        _say_ready(settings, catalog)
+    await stopping
+    service.shut_down()
+    logger.info("draining: %d requests in progress", service.num_requests)
+    if not await manager.drain(settings.shutdown_timeout):
+        logger.warning("%d requests did not finish in time and were ended", service.num_requests)
+    return 0
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handling."""
+
+    def __init__(self, application: Starlette, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                root_path=settings.root_path,
+                ssl_keyfile=settings.ssl_keyfile,
+                ssl_certfile=settings.ssl_certfile,
+                timeout_graceful_shutdown=2,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the composition root's."""
+        yield
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, http: uvicorn.Server) -> Iterator[None]:
+    """The first SIGTERM or SIGINT drains; the second ends the process at once, workers included."""
+
+    def received() -> None:
+        if stop.is_set():
+            sys.stderr.write("stopping at once\n")
+            sys.stderr.flush()
+            os._exit(130)  # every worker sees its channel close and ends by itself
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
+            "Stop what uses that port, or choose another with --port.",
+            param="port",
+        ) from None
+
+
+def _say_ready(settings: Settings, catalog: Catalog) -> None:
+    """What a newcomer copies."""
+    scheme = "https" if settings.ssl_certfile else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"{scheme}://{host}:{settings.port}"
+    model = next((s.name for s in catalog.models.values() if s.preload), next(iter(catalog.models), "MODEL"))
+    key = " -H 'Authorization: Bearer '$HELIXFLOW_API_KEY" if settings.api_key else ""
+    question = "What is the capital of France? One sentence."
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
+    lines = [
+        f"HelixFlow {__version__} is ready on {url}",
+        "Try it:",
+        f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
+        f"    -d '{body}'",
+        "Stop it with Ctrl-C.",
+    ]
+    print("\n".join(lines), flush=True)  # noqa: T201
+
+
+def _launcher(fork_server: ForkServer, settings: Settings) -> ForkServerLauncher:
+    return ForkServerLauncher(
+        fork_server, hang_timeout_s=settings.hang_timeout, load_timeout_s=settings.load_timeout
+    )
+
+
+def _needs_torch(spec: ModelSpec) -> bool:
+    return not is_scripted(spec)

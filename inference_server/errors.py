@@ -5,7 +5,8 @@
     │   ├── UnknownModel
     │   ├── ContextTooLong
     │   ├── UnsupportedParameter
-    │   └── RequestTooLarge
+    │   ├── RequestTooLarge
+    │   └── UnsupportedMediaType
     ├── Denied                    who asks
     │   ├── Unauthenticated
     │   └── Forbidden
@@ -77,6 +78,12 @@ class RequestTooLarge(InvalidRequest):
     """The body exceeds the size limit."""
 
     code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    code = "unsupported_media_type"
 
 
 class Denied(HelixFlowError):  # noqa: N818

@@ -15,7 +15,6 @@ import httpx
 from inference_server.checkpoints.cache import reporting_full_disk, require_space
 from inference_server.errors import FetchFailed
 
-CHUNK_BYTES = 1024 * 1024
 MAX_FAILURES_IN_A_ROW = 5
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -46,6 +45,7 @@ def download(
         try:
             with reporting_full_disk(part.parent, size - offset):
                 _continue(client, url, part, offset, size, on_progress)
+            break
         except _Restart:
             part.unlink(missing_ok=True)
             num_failures += 1
@@ -53,8 +53,7 @@ def download(
             num_failures = 1 if _num_bytes(part, size) > offset else num_failures + 1
         if num_failures >= MAX_FAILURES_IN_A_ROW:
             raise FetchFailed("the download keeps failing; what has arrived is kept, try again later")
-        if num_failures:
-            sleep(min(2.0 ** (num_failures - 1), 10.0))
+        sleep(min(2.0 ** (num_failures - 1), 10.0))
     on_progress("download", 1.0)
 
 
@@ -66,12 +65,14 @@ def _continue(
         start = _start_of(response, offset)
         with part.open("r+b" if start else "wb") as file:
             file.seek(start)
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            for chunk in response.iter_bytes():
+                percent_before = 100 * start // size
                 start += len(chunk)
                 if start > size:
                     raise FetchFailed(f"the server sends more than the {size} bytes that the index promises")
                 file.write(chunk)
-                on_progress("download", start / size)
+                if 100 * start // size > percent_before:
+                    on_progress("download", start / size)
     if start < size:
         raise httpx.ReadError("the connection closed early")
 

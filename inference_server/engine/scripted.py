@@ -109,7 +109,7 @@ def build_scripted_engine(
         kv_cache_tokens=num_blocks * BLOCK_SIZE,
         vocab_size=int(config["vocab_size"]),
     )
-    return TextEngine(scheduler, ScriptedRunner(options, eos_token_id)), facts
+    return TextEngine(scheduler, ScriptedRunner(options, eos_token_id), facts.vocab_size), facts
 
 
 def _pretend_to_load(options: ScriptedOptions, on_progress: Callable[[str, float | None], None]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
+from inference_server.errors import InvalidRequest
 from inference_server.scheduling.batch import Batch
 from inference_server.scheduling.scheduler import Scheduler
 from inference_server.types import EngineStats, GenerationRequest, MemoryReport, TokenDelta
@@ -66,9 +67,10 @@ class StepOutcome:
 class TextEngine:
     """Continuous batching over one scheduler and one runner."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, vocab_size: int) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._vocab_size = vocab_size
 
     @property
     def has_work(self) -> bool:
@@ -81,6 +83,10 @@ class TextEngine:
         Raises:
             ContextTooLong, InvalidRequest: it can never run on this engine.
         """
+        if max(request.prompt_token_ids, default=0) >= self._vocab_size:
+            raise InvalidRequest(
+                f"the prompt has token ids beyond the vocabulary of {self._vocab_size}", param="prompt"
+            )
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> bool:

@@ -135,7 +135,7 @@ def _export_tokenizer(folder: Path, out: Path, trust_remote_code: bool) -> None:
         if (folder / "tokenizer.json").exists():
             return
         raise FetchFailed(
-            f"the checkpoint has no tokenizer.json, and its tokenizer cannot be converted: {type(error).__name__}"
+            f"there is no tokenizer.json, and the tokenizer cannot be converted: {type(error).__name__}"
         ) from error
     (out / "tokenizer.json").unlink(missing_ok=True)
     (out / "tokenizer.json").write_text(text, encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Decides what runs in each step. Pure Python: no torch, no clock, no thread, no I/O."""
+"""Decides what each step computes: pure Python, no torch, clock, thread or I/O."""

@@ -1,4 +1,7 @@
-"""What one step computes: a frozen view that the scheduler hands to the runner."""
+"""What one step computes, as plain values: the scheduler makes a batch, the runner reads it.
+
+A batch holds for one step: its sequences are the scheduler's own and change at the next commit.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from inference_server.scheduling.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """`num_new_tokens` tokens of `sequence`, from position `start`.
+    """Tokens `start … start + num_new_tokens - 1` of one sequence.
 
-    `samples`: whether this step's last position gives the sequence's next token.
+    `samples`: these are the last tokens that the sequence has, so the logits of the last one give its next.
     """
 
     sequence: Sequence
@@ -22,19 +25,22 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Everything of one step."""
+    """One step's work, and the ids of the requests that had to give up their blocks for it."""
 
     scheduled: tuple[ScheduledSequence, ...]
     preempted: tuple[str, ...]
 
     @property
     def num_tokens(self) -> int:
-        return sum(item.num_new_tokens for item in self.scheduled)
+        """Tokens to compute."""
+        return sum([item.num_new_tokens for item in self.scheduled])
 
     @property
     def num_seqs(self) -> int:
+        """Sequences to compute."""
         return len(self.scheduled)
 
     @property
     def sampling(self) -> tuple[ScheduledSequence, ...]:
-        return tuple(item for item in self.scheduled if item.samples)
+        """Those that get a next token, in order."""
+        return tuple([item for item in self.scheduled if item.samples])

@@ -1,87 +1,102 @@
-"""Fixed-size KV blocks with reference counts, and the index of blocks whose contents are known.
+"""Reference-counted KV blocks, named by number. It knows neither tokens nor sequences.
 
-A freed block keeps its contents until it is reused, least recently freed first; until then a prefix hit may
-take it up again. Owner: the scheduler.
+A block is free when nobody holds it. A free block that carries a key (of the prefix cache) keeps it, and can
+be found and shared again, until it is handed out for something else: free memory is the cache.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 
 from inference_server.errors import InternalError
 
 
 class BlockPool:
-    """`num_blocks` blocks, numbered from 0."""
+    """`num_blocks` blocks, reused in least recently freed order, those without a key first."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._references = [0] * num_blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._num_holders = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to reuse first
+        self._key_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
-        self._hash_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds, known contents or not."""
+        """Blocks that nobody holds, with a key or without."""
         return len(self._free)
 
-    def allocate(self, count: int) -> list[int] | None:
-        """Take `count` blocks with no known contents, or None (and take none) if too few are free."""
-        if count > len(self._free):
-            return None
-        blocks = []
-        for _ in range(count):
-            block, _ = self._free.popitem(last=False)
-            known = self._hash_of.pop(block, None)
-            if known is not None:
-                del self._block_of[known]
-            self._references[block] = 1
-            blocks.append(block)
-        return blocks
+    def num_free_among(self, block_ids: Iterable[int]) -> int:
+        """How many of these nobody holds."""
+        return sum([block_id in self._free for block_id in block_ids])
 
-    def free(self, blocks: Iterable[int]) -> None:
-        """Give back one reference to each block. Give later blocks first, so that prefixes live longest."""
-        for block in blocks:
-            self._references[block] -= 1
-            if self._references[block] == 0:
-                self._free[block] = None
-            elif self._references[block] < 0:
-                raise InternalError(f"KV block {block} was freed twice")
-
-    def find(self, content: bytes) -> int | None:
-        """The block with these contents, if any; it may be free."""
-        return self._block_of.get(content)
-
-    def share(self, block: int) -> None:
-        """Take one more reference to a found block."""
-        if self._references[block] == 0:
-            del self._free[block]
-        self._references[block] += 1
-
-    def is_free(self, block: int) -> bool:
-        """Whether nobody holds the block."""
-        return self._references[block] == 0
-
-    def register(self, block: int, content: bytes) -> None:
-        """Make a held block's contents findable. The first block with the same contents stays the known one."""
-        if content not in self._block_of and block not in self._hash_of:
-            self._block_of[content] = block
-            self._hash_of[block] = content
-
-    def check_integrity(self, held: Iterable[int]) -> None:
-        """`held` names every block once per holder.
+    def allocate(self, num_blocks: int) -> list[int]:
+        """Hold `num_blocks` blocks of unknown content, forgetting what they cached.
 
         Raises:
-            InternalError: a block is lost, doubly free or wrongly counted.
+            InternalError: fewer are free; callers look at `num_free` first.
         """
-        counts = [0] * self.num_blocks
-        for block in held:
-            counts[block] += 1
-        if counts != self._references:
-            raise InternalError("reference counts of KV blocks do not match their holders")
-        if {block for block, count in enumerate(counts) if count == 0} != set(self._free):
-            raise InternalError("the free list of KV blocks does not match the reference counts")
-        if {block: content for content, block in self._block_of.items()} != self._hash_of:
-            raise InternalError("the prefix index of KV blocks is inconsistent")
+        if num_blocks > len(self._free):
+            raise InternalError(f"{num_blocks} blocks asked for, {len(self._free)} are free")
+        return [self._take_next() for _ in range(num_blocks)]
+
+    def share(self, block_ids: Iterable[int]) -> None:
+        """Hold these blocks too, for what is in them."""
+        for block_id in block_ids:
+            if self._num_holders[block_id] == 0:
+                del self._free[block_id]
+            self._num_holders[block_id] += 1
+
+    def free(self, block_ids: Seq[int]) -> None:
+        """Let go of a sequence's blocks, given in the order of its tokens.
+
+        The last one becomes free first, so that a cached prefix is eaten from its end.
+        """
+        for block_id in reversed(block_ids):
+            num_holders = self._num_holders[block_id] - 1
+            if num_holders < 0:
+                raise InternalError(f"block {block_id} freed twice")
+            self._num_holders[block_id] = num_holders
+            if num_holders == 0:
+                self._free[block_id] = None
+                if self._key_of[block_id] is None:
+                    self._free.move_to_end(block_id, last=False)
+
+    def find(self, key: bytes) -> int | None:
+        """The block that carries this key, held or free."""
+        return self._block_of.get(key)
+
+    def publish(self, block_id: int, key: bytes) -> None:
+        """Let a held block be found by `key`, unless another one already is (equal content, made twice)."""
+        if key not in self._block_of:
+            self._block_of[key] = block_id
+            self._key_of[block_id] = key
+
+    def key_of(self, block_id: int) -> bytes | None:
+        """The key that a block carries."""
+        return self._key_of[block_id]
+
+    def check_integrity(self, num_holders: Seq[int]) -> None:
+        """Compare with the holders that the caller counted, block by block.
+
+        Raises:
+            InternalError: a block is lost, held by nobody or free though held, or a key leads astray.
+        """
+        if list(num_holders) != self._num_holders:
+            raise InternalError("the holders of some block are miscounted")
+        if {block_id for block_id, count in enumerate(num_holders) if count == 0} != set(self._free):
+            raise InternalError("some block is neither free nor held, or both")
+        published = {key: block_id for block_id, key in enumerate(self._key_of) if key is not None}
+        if published != self._block_of:
+            raise InternalError("some key does not lead to the block that carries it")
+
+    def _take_next(self) -> int:
+        block_id, _ = self._free.popitem(last=False)
+        self._num_holders[block_id] = 1
+        key = self._key_of[block_id]
+        if key is not None:
+            del self._block_of[key]
+            self._key_of[block_id] = None
+        return block_id

@@ -1,28 +1,40 @@
-"""Hands out each step's token budget, so that every sequence catches up with its own tokens.
+"""Continuous batching: who computes how many tokens in the next step, and what becomes of the results.
 
-There is no prefill and no decode phase: a sequence has `num_computed_tokens` behind `num_tokens`, and that
-one rule gives continuous batching, chunked prefill, prefix-cache hits and preemption. Owner of all
-sequences and of the block pool; used by one thread.
+Owner of all sequences and of the block pool; used by the engine's thread only. It knows no tensors, no clock
+and no text. There is no prefill and no decode phase: every sequence's `num_computed_tokens` runs after its
+`num_tokens`, and each step hands out a token budget.
+
+- Running sequences come first, in rank order (priority, then arrival). Each gets at least one token per step.
+- Then waiting ones are admitted strictly in rank order, so that a large one is never overtaken for good.
+- An admission takes blocks for *all* tokens that the sequence has, and leaves one free block for each running
+  sequence. With less, a long prompt would be thrown out half computed, and admitted again, and so on.
+- When a running sequence needs a block and none is free, the last in rank is preempted: it gives up its
+  blocks, waits at its old rank, and is computed again. The first in rank therefore always advances; as `add`
+  refuses whatever could not finish alone in the whole pool, everything admitted comes to its end.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import msgspec
 
 from inference_server.errors import ContextTooLong, InternalError, InvalidRequest
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.block_pool import BlockPool
-from inference_server.scheduling.prefix_cache import block_hash, first_parent
+from inference_server.scheduling.integrity import check_scheduler
+from inference_server.scheduling.prefix_cache import MAX_TOKEN_ID, PrefixCache
+from inference_server.scheduling.ranking import RankedSequences
 from inference_server.scheduling.sequence import Sequence, SequenceStatus
 from inference_server.types import FinishReason, GenerationRequest, TokenDelta
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of one engine. Lengths are in tokens."""
+    """Caps of one scheduler. `num_blocks` blocks of `block_size` tokens are the whole KV cache.
+
+    `vocab_size` lets `add` refuse token ids that the model does not have: one of them in a batch would fail
+    the step for all.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -31,11 +43,16 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     enable_prefix_caching: bool = True
     eos_token_ids: frozenset[int] = frozenset()
+    vocab_size: int = MAX_TOKEN_ID + 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_blocks", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """The scheduler's state; the counters are totals."""
+class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A moment's state; the last three are totals. `kv_cache_usage` is the share of blocks that are held."""
 
     num_running: int
     num_waiting: int
@@ -46,282 +63,250 @@ class SchedulerStats:
 
 
 class Scheduler:
-    """`schedule` → (run) → `commit`, with `add` and `abort` at any time between."""
+    """`schedule` → (the runner computes) → `commit`; `add` and `abort` at any time in between."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
+        self._block_size = config.block_size
+        # One token per step for each running sequence must fit in the budget.
+        self._max_num_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._pool = BlockPool(config.num_blocks)
-        self._sequences: dict[str, Sequence] = {}
-        self._running: list[Sequence] = []
-        self._waiting: list[tuple[int, int, Sequence]] = []  # heap by (priority, arrival)
-        self._num_waiting = 0
+        self._cache = PrefixCache(
+            self._pool, block_size=config.block_size, enabled=config.enable_prefix_caching
+        )
+        self._sequences: dict[str, Sequence] = {}  # all unfinished ones
+        self._running = RankedSequences()
+        self._waiting = RankedSequences()
+        self._in_flight: Batch | None = None  # scheduled and not committed
         self._num_arrivals = 0
         self._num_preemptions = 0
-        self._prefix_queries = 0
-        self._prefix_hits = 0
 
-    # ------------------------------------------------------------ arrivals and departures
-
-    @property
-    def has_unfinished(self) -> bool:
-        """Whether any sequence waits or runs."""
-        return bool(self._sequences)
+    # ---------------------------------------------------------------- requests
 
     def add(self, request: GenerationRequest) -> None:
         """Queue a request.
 
         Raises:
-            InvalidRequest: the prompt is empty, or the id is in use.
-            ContextTooLong: it cannot fit in the context, or in the whole KV cache.
+            ContextTooLong: its prompt leaves no room for output, or it could outgrow the whole KV cache.
+            InvalidRequest: the prompt is empty or has unknown token ids, `max_tokens` is not positive, or
+                the id is in use.
         """
-        num_prompt = len(request.prompt_token_ids)
-        limit = self._config.max_model_len
-        if num_prompt == 0:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if request.request_id in self._sequences:
-            raise InvalidRequest(f"the request id {request.request_id!r} is already in use")
-        if num_prompt >= limit:
+        self._refuse_malformed(request)
+        num_prompt_tokens = len(request.prompt_token_ids)
+        if num_prompt_tokens >= self._config.max_model_len:
             raise ContextTooLong(
-                f"the prompt has {num_prompt} tokens; the model's context of {limit} tokens leaves no room "
-                "for an answer"
+                f"the prompt has {num_prompt_tokens} tokens; this model takes "
+                f"{self._config.max_model_len} tokens, prompt and output together"
             )
-        longest = min(num_prompt + request.sampling.max_tokens, limit) - 1  # the last token is never computed
-        if self._blocks_for(longest) > self._pool.num_blocks:
+        max_num_tokens = min(num_prompt_tokens + request.sampling.max_tokens, self._config.max_model_len)
+        capacity = self._config.num_blocks * self._block_size
+        if max_num_tokens - 1 > capacity:  # the last token is returned, never computed
             raise ContextTooLong(
-                f"the request may need {longest} tokens of KV cache; this model reserves "
-                f"{self._pool.num_blocks * self._config.block_size} (setting kv_cache)"
+                f"prompt and max_tokens may reach {max_num_tokens} tokens; "
+                f"this model's KV cache holds {capacity}"
             )
-        sequence = Sequence(request, self._num_arrivals)
+        sequence = Sequence(request, arrival=self._num_arrivals, max_num_tokens=max_num_tokens)
         self._num_arrivals += 1
         self._sequences[request.request_id] = sequence
-        self._enqueue(sequence)
+        self._waiting.add(sequence)
 
     def abort(self, request_id: str) -> bool:
-        """Forget a sequence and free its blocks; False if there is none of that id."""
+        """Forget a request and free its blocks at once; False if it is unknown or finished.
+
+        Safe between `schedule` and `commit`: its blocks are not handed out before the next `schedule`, and
+        `commit` passes over it.
+        """
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return False
         self._finish(sequence, FinishReason.ABORT)
         return True
 
-    # ------------------------------------------------------------ the step
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request is waiting or running."""
+        return bool(self._sequences)
 
-    def schedule(self) -> Batch:
-        """Choose what the next step computes. Running sequences come first, those that decode before others."""
-        budget = self._config.max_num_batched_tokens
-        scheduled: dict[str, ScheduledSequence] = {}
-        preempted: list[str] = []
-        for sequence in sorted(self._running, key=_decodes_first):
-            if sequence.status is not SequenceStatus.RUNNING:
-                continue  # preempted a moment ago
-            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            if count and self._make_room(sequence, count, scheduled, preempted):
-                scheduled[sequence.request_id] = self._item(sequence, count)
-            budget = self._config.max_num_batched_tokens - sum(s.num_new_tokens for s in scheduled.values())
-        if not preempted:
-            self._admit(budget, scheduled)
-        return Batch(scheduled=tuple(scheduled.values()), preempted=tuple(preempted))
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._running)
 
-    def commit(self, batch: Batch, sampled: Seq[int]) -> list[TokenDelta]:
-        """Take over a step's results: `sampled[i]` belongs to `batch.sampling[i]`."""
-        deltas = []
-        tokens = iter(sampled)
-        for item in batch.scheduled:
-            token = next(tokens) if item.samples else None
-            sequence = item.sequence
-            if sequence.status is not SequenceStatus.RUNNING:
-                continue  # aborted while the step ran
-            sequence.num_computed_tokens += item.num_new_tokens
-            self._register_full_blocks(sequence)
-            if token is not None:
-                deltas.append(self._append(sequence, token))
-        return deltas
-
-    # ------------------------------------------------------------ views
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for their first step, or for their next after a preemption."""
+        return len(self._waiting)
 
     def stats(self) -> SchedulerStats:
-        """Cheap enough for every step."""
-        used = self._pool.num_blocks - self._pool.num_free
+        """Counters as they stand."""
         return SchedulerStats(
             num_running=len(self._running),
-            num_waiting=self._num_waiting,
-            kv_cache_usage=used / self._pool.num_blocks,
+            num_waiting=len(self._waiting),
+            kv_cache_usage=1.0 - self._pool.num_free / self._pool.num_blocks,
             num_preemptions=self._num_preemptions,
-            prefix_cache_queries=self._prefix_queries,
-            prefix_cache_hits=self._prefix_hits,
+            prefix_cache_queries=self._cache.num_queries,
+            prefix_cache_hits=self._cache.num_hits,
         )
 
     def check_integrity(self) -> None:
-        """For tests, after every step.
+        """For tests, between any two calls.
 
         Raises:
-            InternalError: a block is lost, or a sequence forgotten.
+            InternalError: a block or a sequence is lost, shared wrongly or miscounted.
         """
-        self._pool.check_integrity(block for s in self._sequences.values() for block in s.block_ids)
-        running = {sequence.request_id for sequence in self._running}
-        waiting = {s.request_id for _, _, s in self._waiting if s.status is SequenceStatus.WAITING}
-        if running | waiting != set(self._sequences) or running & waiting:
-            raise InternalError("a sequence is neither waiting nor running, or both")
-        if len(waiting) != self._num_waiting:
-            raise InternalError("the number of waiting sequences is wrong")
+        check_scheduler(
+            self._config,
+            self._pool,
+            sequences=self._sequences,
+            running=self._running,
+            waiting=self._waiting,
+        )
 
-    # ------------------------------------------------------------ admission
+    # ---------------------------------------------------------------- schedule
 
-    def _admit(self, budget: int, scheduled: dict[str, ScheduledSequence]) -> None:
-        while budget > 0 and len(self._running) < self._config.max_num_seqs:
-            sequence = self._first_waiting()
-            if sequence is None or not self._start(sequence):
-                return
-            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            scheduled[sequence.request_id] = self._item(sequence, count)
-            budget -= count
+    def schedule(self) -> Batch:
+        """The next step's batch; not empty while any request is unfinished.
 
-    def _first_waiting(self) -> Sequence | None:
-        while self._waiting and self._waiting[0][2].status is not SequenceStatus.WAITING:
-            heapq.heappop(self._waiting)
-        return self._waiting[0][2] if self._waiting else None
+        A batch that is never committed (its step failed) is simply scheduled again.
+        """
+        scheduled: list[ScheduledSequence] = []
+        preempted: list[str] = []
+        budget = self._schedule_running(scheduled, preempted)
+        if not preempted:
+            self._schedule_waiting(scheduled, budget)
+        self._in_flight = Batch(scheduled=tuple(scheduled), preempted=tuple(preempted))
+        return self._in_flight
 
-    def _start(self, sequence: Sequence) -> bool:
-        """Give the first waiting sequence blocks for all its tokens, cached ones first; False if too few."""
-        shared = self._cached_blocks(sequence)
-        wanted = self._blocks_for(sequence.num_tokens) - len(shared)
-        reclaimed = sum(self._pool.is_free(block) for block in shared)
-        headroom = 1 if self._running else 0  # a block for whoever runs, or it would be preempted at once
-        if wanted + reclaimed + headroom > self._pool.num_free:
+    def _schedule_running(self, scheduled: list[ScheduledSequence], preempted: list[str]) -> int:
+        """Give every running sequence tokens, in rank order; returns what is left of the budget."""
+        budget = self._config.max_num_batched_tokens
+        running = self._running
+        index = 0
+        while index < len(running):
+            sequence = running[index]
+            num_tokens = len(sequence.token_ids)
+            if num_tokens > len(sequence.block_ids) * self._block_size and not self._grow(
+                sequence, preempted
+            ):
+                break  # it was the last in rank and preempted itself
+            index += 1
+            start = sequence.num_computed_tokens
+            num_new_tokens = min(num_tokens - start, budget - (len(running) - index))
+            budget -= num_new_tokens
+            samples = start + num_new_tokens == num_tokens
+            scheduled.append(ScheduledSequence(sequence, start, num_new_tokens, samples))
+        return budget
+
+    def _schedule_waiting(self, scheduled: list[ScheduledSequence], budget: int) -> None:
+        """Admit the first in rank for as long as slots, blocks and budget last."""
+        while self._waiting and budget > 0 and len(self._running) < self._max_num_running:
+            sequence = self._waiting[0]
+            if not self._admit(sequence):
+                break
+            start = sequence.num_computed_tokens
+            num_new_tokens = min(sequence.num_tokens - start, budget)
+            budget -= num_new_tokens
+            samples = start + num_new_tokens == sequence.num_tokens
+            scheduled.append(ScheduledSequence(sequence, start, num_new_tokens, samples))
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Start a sequence, with what the prefix cache has of it, if its blocks and the headroom are there."""
+        cached = self._cache.match(sequence)
+        num_new_blocks = -(-sequence.num_tokens // self._block_size) - len(cached)
+        num_needed = num_new_blocks + self._pool.num_free_among(cached)
+        if num_needed + len(self._running) > self._pool.num_free:
             return False
-        for block in shared:
-            self._pool.share(block)
-        own = self._pool.allocate(wanted)
-        if own is None:
-            raise InternalError("free KV blocks vanished during admission")
-        heapq.heappop(self._waiting)
-        self._num_waiting -= 1
-        sequence.block_ids = shared + own
-        sequence.num_computed_tokens = len(shared) * self._config.block_size
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-            self._prefix_queries += sequence.num_prompt_tokens
-            self._prefix_hits += sequence.num_computed_tokens
-        sequence.status = SequenceStatus.RUNNING
-        self._running.append(sequence)
+        is_first = not sequence.was_admitted
+        self._pool.share(cached)
+        blocks = cached + self._pool.allocate(num_new_blocks)
+        self._waiting.remove(sequence)
+        sequence.admit(blocks, num_cached_blocks=len(cached), block_size=self._block_size)
+        self._running.add(sequence)
+        if is_first:
+            self._cache.count(sequence)
         return True
 
-    def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks that already hold a prefix of the sequence; its last token is always left to compute."""
-        if not self._config.enable_prefix_caching:
-            return []
-        found: list[int] = []
-        for index in range((sequence.num_tokens - 1) // self._config.block_size):
-            block = self._pool.find(self._hash(sequence, index))
-            if block is None:
-                break
-            found.append(block)
-        return found
-
-    # ------------------------------------------------------------ blocks
-
-    def _make_room(
-        self,
-        sequence: Sequence,
-        count: int,
-        scheduled: dict[str, ScheduledSequence],
-        preempted: list[str],
-    ) -> bool:
-        """Blocks for `count` more tokens, preempting the youngest until they are there; False if it was itself."""
-        missing = self._blocks_for(sequence.num_computed_tokens + count) - len(sequence.block_ids)
-        while missing > 0:
-            blocks = self._pool.allocate(missing)
-            if blocks is not None:
-                sequence.block_ids += blocks
-                return True
-            victim = max(self._running, key=lambda s: (s.request.priority, s.arrival))
+    def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
+        """Add the block for its newest token; False if the sequence itself had to go for want of one."""
+        while self._pool.num_free == 0:
+            victim = self._running[-1]
             self._preempt(victim)
             preempted.append(victim.request_id)
-            scheduled.pop(victim.request_id, None)
             if victim is sequence:
                 return False
+        sequence.block_ids += self._pool.allocate(1)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._release(sequence)
         self._running.remove(sequence)
+        self._pool.free(sequence.preempt())
+        self._waiting.add(sequence)
         self._num_preemptions += 1
-        sequence.num_computed_tokens = 0
-        self._enqueue(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
-        self._pool.free(reversed(sequence.block_ids))
-        sequence.block_ids = []
+    # ---------------------------------------------------------------- commit
 
-    def _register_full_blocks(self, sequence: Sequence) -> None:
-        if not self._config.enable_prefix_caching:
-            return
-        num_full = sequence.num_computed_tokens // self._config.block_size
-        for index in range(sequence.num_registered_blocks, num_full):
-            self._pool.register(sequence.block_ids[index], self._hash(sequence, index))
-        sequence.num_registered_blocks = num_full
+    def commit(self, batch: Batch, sampled: Seq[int]) -> list[TokenDelta]:
+        """Take a computed step's results; `sampled[i]` belongs to `batch.sampling[i]`.
 
-    def _hash(self, sequence: Sequence, index: int) -> bytes:
-        """The name of the sequence's block `index`; remembered, since tokens never change."""
-        hashes = sequence.block_hashes
-        size = self._config.block_size
-        while len(hashes) <= index:
-            parent = hashes[-1] if hashes else first_parent(sequence.request.cache_salt)
-            start = len(hashes) * size
-            hashes.append(block_hash(parent, sequence.token_ids[start : start + size]))
-        return hashes[index]
+        Sequences aborted since `schedule` are passed over. Finished ones leave, and their blocks are free.
 
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._config.block_size)
+        Raises:
+            InternalError: the batch is not the one last scheduled, or the tokens do not fit it.
+        """
+        if batch is not self._in_flight:
+            raise InternalError("only the batch scheduled last can be committed, and only once")
+        tokens = iter(sampled)
+        if len(sampled) != sum([item.samples for item in batch.scheduled]):
+            raise InternalError(f"{len(sampled)} tokens for {len(batch.sampling)} sequences")
+        self._in_flight = None
+        deltas: list[TokenDelta] = []
+        for item in batch.scheduled:
+            token_id = next(tokens) if item.samples else None
+            sequence = item.sequence
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue
+            num_computed_tokens = item.start + item.num_new_tokens
+            sequence.num_computed_tokens = num_computed_tokens
+            if num_computed_tokens // self._block_size > sequence.num_published_blocks:
+                self._cache.publish(sequence)
+            if token_id is not None:
+                deltas.append(self._extend(sequence, token_id))
+        return deltas
 
-    # ------------------------------------------------------------ a sequence's own life
-
-    def _enqueue(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.WAITING
-        sequence.num_registered_blocks = 0
-        heapq.heappush(self._waiting, (sequence.request.priority, sequence.arrival, sequence))
-        self._num_waiting += 1
-
-    def _item(self, sequence: Sequence, count: int) -> ScheduledSequence:
-        start = sequence.num_computed_tokens
-        return ScheduledSequence(sequence, start, count, start + count == sequence.num_tokens)
-
-    def _append(self, sequence: Sequence, token: int) -> TokenDelta:
-        first = not sequence.output_token_ids
-        sequence.token_ids.append(token)
-        sequence.output_token_ids.append(token)
-        reason = self._finish_reason(sequence, token)
+    def _extend(self, sequence: Sequence, token_id: int) -> TokenDelta:
+        """Append a sampled token, and finish if it is the last."""
+        is_first = not sequence.output_token_ids
+        sequence.append(token_id)
+        reason = self._finish_reason(sequence, token_id)
         if reason is not None:
             self._finish(sequence, reason)
         return TokenDelta(
             request_id=sequence.request_id,
-            token_ids=(token,),
+            token_ids=(token_id,),
             finish_reason=reason,
-            num_cached_tokens=(sequence.num_cached_tokens or 0) if first else 0,
+            num_cached_tokens=sequence.num_cached_tokens if is_first else 0,
         )
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         sampling = sequence.sampling
-        if sequence.num_output_tokens >= sampling.min_tokens:
-            if token in self._config.eos_token_ids and not sampling.ignore_eos:
-                return FinishReason.STOP
-            if token in sampling.stop_token_ids:
-                return FinishReason.STOP
-        if sequence.num_output_tokens >= sampling.max_tokens:
-            return FinishReason.LENGTH
-        return FinishReason.LENGTH if sequence.num_tokens >= self._config.max_model_len else None
+        if token_id in self._config.eos_token_ids and not sampling.ignore_eos:
+            return FinishReason.STOP
+        if token_id in sampling.stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(sequence.token_ids) >= sequence.max_num_tokens else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        if sequence.status is SequenceStatus.RUNNING:
-            self._running.remove(sequence)
-            self._release(sequence)
-        else:
-            self._num_waiting -= 1
-        sequence.status = SequenceStatus.FINISHED
-        sequence.finish_reason = reason
         del self._sequences[sequence.request_id]
+        (self._running if sequence.status is SequenceStatus.RUNNING else self._waiting).remove(sequence)
+        self._pool.free(sequence.finish(reason))
 
-
-def _decodes_first(sequence: Sequence) -> tuple[bool, int, int]:
-    prefills = sequence.num_tokens - sequence.num_computed_tokens > 1
-    return (prefills, sequence.request.priority, sequence.arrival)
+    def _refuse_malformed(self, request: GenerationRequest) -> None:
+        if request.request_id in self._sequences:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use", param="request_id")
+        if not request.prompt_token_ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if request.sampling.max_tokens < 1:
+            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+        vocab_size = self._config.vocab_size
+        if min(request.prompt_token_ids) < 0 or max(request.prompt_token_ids) >= vocab_size:
+            raise InvalidRequest(f"the prompt has token ids outside 0…{vocab_size - 1}", param="prompt")

@@ -1,18 +1,26 @@
-"""One request inside the engine: its tokens, how far they are computed, and its KV blocks.
+"""One request inside the engine: its tokens, how far they are computed, and the blocks that hold them.
 
-State, owned by the scheduler:  WAITING → RUNNING → FINISHED,  RUNNING → WAITING (preempted),
-WAITING → FINISHED (aborted).
+Owner: the scheduler, the only one that mutates it. It knows neither the block pool nor other sequences.
 """
 
 from __future__ import annotations
 
 import enum
 
+from inference_server.errors import InternalError
 from inference_server.types import FinishReason, GenerationRequest, SamplingParams
 
 
 class SequenceStatus(enum.Enum):
-    """See the module's docstring for the transitions."""
+    """Where a sequence is in its life.
+
+    | from     | to       | by      | blocks                                       |
+    |----------|----------|---------|----------------------------------------------|
+    | WAITING  | RUNNING  | admit   | one for each `block_size` tokens that it has |
+    | WAITING  | FINISHED | finish  | none held, none freed (an abort)             |
+    | RUNNING  | WAITING  | preempt | all given up; everything is computed again   |
+    | RUNNING  | FINISHED | finish  | all given up                                 |
+    """
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -20,49 +28,108 @@ class SequenceStatus(enum.Enum):
 
 
 class Sequence:
-    """Mutable; everyone but the scheduler only reads."""
+    """A prompt that grows by one token each time all of its tokens are computed.
+
+    `num_computed_tokens` counts the leading tokens whose keys and values lie in `block_ids`; it lags behind
+    `num_tokens`, and steps let it catch up. `num_cached_tokens` is what the prefix cache gave at the first
+    admission. `block_keys` are the prefix-cache keys of its leading full blocks, made as they are needed; as
+    tokens are only ever appended, a key stays right for life, also over a preemption.
+    """
 
     __slots__ = (
         "arrival",
-        "block_hashes",
         "block_ids",
+        "block_keys",
         "finish_reason",
+        "max_num_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
-        "num_prompt_tokens",
-        "num_registered_blocks",
+        "num_published_blocks",
         "output_token_ids",
+        "rank",
         "request",
+        "request_id",
+        "sampling",
         "status",
         "token_ids",
+        "was_admitted",
     )
 
-    def __init__(self, request: GenerationRequest, arrival: int) -> None:
+    def __init__(self, request: GenerationRequest, *, arrival: int, max_num_tokens: int) -> None:
+        """`max_num_tokens`: prompt and output together end here. `arrival` is unique and counts up."""
         self.request = request
+        self.request_id: str = request.request_id
+        self.sampling: SamplingParams = request.sampling
         self.arrival = arrival
-        self.token_ids = list(request.prompt_token_ids)
+        self.rank = (request.priority, arrival)  # lower goes first
+        self.max_num_tokens = max_num_tokens
+        self.token_ids: list[int] = list(request.prompt_token_ids)  # prompt and output
         self.output_token_ids: list[int] = []
-        self.num_prompt_tokens = len(self.token_ids)
-        self.num_computed_tokens = 0
-        self.num_cached_tokens: int | None = None
-        self.block_ids: list[int] = []
-        self.block_hashes: list[bytes] = []
-        self.num_registered_blocks = 0
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
+        self.block_ids: list[int] = []
+        self.block_keys: list[bytes] = []
+        self.num_computed_tokens = 0
+        self.num_published_blocks = 0  # leading blocks that the prefix cache knows
+        self.num_cached_tokens = 0
+        self.was_admitted = False
 
     @property
-    def request_id(self) -> str:
-        return self.request.request_id
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The prompt alone."""
+        return self.request.prompt_token_ids
 
     @property
-    def sampling(self) -> SamplingParams:
-        return self.request.sampling
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids)
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_token_ids)
 
     @property
     def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
         return len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens, computed or not."""
+        return len(self.token_ids)
+
+    def append(self, token_id: int) -> None:
+        """Take the next token; its own keys and values are not computed yet."""
+        self.token_ids.append(token_id)
+        self.output_token_ids.append(token_id)
+
+    def admit(self, block_ids: list[int], *, num_cached_blocks: int, block_size: int) -> None:
+        """WAITING → RUNNING with these blocks, the first `num_cached_blocks` of which are already computed."""
+        self._leave(SequenceStatus.WAITING)
+        self.status = SequenceStatus.RUNNING
+        self.block_ids = block_ids
+        self.num_computed_tokens = num_cached_blocks * block_size
+        self.num_published_blocks = num_cached_blocks
+        if not self.was_admitted:
+            self.num_cached_tokens = self.num_computed_tokens
+            self.was_admitted = True
+
+    def preempt(self) -> list[int]:
+        """RUNNING → WAITING; returns the blocks that it held."""
+        self._leave(SequenceStatus.RUNNING)
+        self.status = SequenceStatus.WAITING
+        return self._give_up_blocks()
+
+    def finish(self, reason: FinishReason) -> list[int]:
+        """WAITING or RUNNING → FINISHED; returns the blocks that it held."""
+        if self.status is SequenceStatus.FINISHED:
+            raise InternalError(f"sequence {self.request_id!r} finished twice")
+        self.status = SequenceStatus.FINISHED
+        self.finish_reason = reason
+        return self._give_up_blocks()
+
+    def _leave(self, expected: SequenceStatus) -> None:
+        if self.status is not expected:
+            raise InternalError(f"sequence {self.request_id!r} is {self.status.value}, not {expected.value}")
+
+    def _give_up_blocks(self) -> list[int]:
+        block_ids, self.block_ids = self.block_ids, []
+        self.num_computed_tokens = 0
+        self.num_published_blocks = 0
+        return block_ids

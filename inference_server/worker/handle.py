@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from inference_server import errors
@@ -52,7 +52,7 @@ class Worker(Protocol):
     def num_requests(self) -> int:
         """Requests submitted and unfinished."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Stream the request's deltas; closing the iterator aborts the request in the worker.
 
         Raises (while iterating):
@@ -95,7 +95,7 @@ class WorkerHandle:
         """Requests submitted and unfinished."""
         return len(self._streams)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """See `Worker.generate`."""
         if self._death_reason is not None:
             raise errors.WorkerDied(self._death_reason)

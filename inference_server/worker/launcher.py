@@ -23,6 +23,12 @@ from inference_server.worker.handle import Worker, WorkerHandle, error_from_wire
 
 ProgressCallback = Callable[[protocol.Progress], None]
 START_TIMEOUT_S = 120.0
+# Nothing may start a thread or touch a device before the fork.
+FORK_SERVER_ENV = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class WorkerLauncher(Protocol):
@@ -86,7 +92,7 @@ class ForkServer:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C belongs to the server, which drains
-                env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"},
+                env=os.environ | FORK_SERVER_ENV,
             )
         ours.setblocking(False)
         self._control = ours

@@ -1,0 +1,1 @@
+"""The thin OpenAI-compatible HTTP layer. JSON stops here."""

@@ -1,0 +1,121 @@
+"""Builds the ASGI application: routes, middleware, and the answer to every exception."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from inference_server.api.context import ApiContext
+from inference_server.api.disconnect import ClientDisconnected
+from inference_server.api.errors import envelope, error_response
+from inference_server.api.middleware.access import AccessMiddleware
+from inference_server.api.middleware.observation import ObservationMiddleware
+from inference_server.api.routes import admin, health, models
+from inference_server.api.routes.chat import chat_completions
+from inference_server.api.routes.completions import completions
+from inference_server.config.catalog import Catalog
+from inference_server.config.settings import Settings
+from inference_server.errors import HelixFlowError
+from inference_server.generation.service import GenerationService
+from inference_server.model_manager.manager import ModelManager
+from inference_server.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+def build_application(
+    *,
+    catalog: Catalog,
+    settings: Settings,
+    manager: ModelManager,
+    service: GenerationService,
+    metrics: Metrics,
+) -> Starlette:
+    """The whole HTTP surface over the given objects."""
+    routes = _routes()
+    application = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(ObservationMiddleware, metrics=metrics, paths={route.path for route in routes}),
+            Middleware(
+                AccessMiddleware,
+                api_keys=[settings.api_key] if settings.api_key else [],
+                bound_host=settings.host,
+            ),
+        ],
+        exception_handlers={
+            HelixFlowError: _known_error,
+            HTTPException: _http_error,
+            ClientDisconnected: _nobody_there,
+            Exception: _unknown_error,
+        },
+    )
+    application.router.redirect_slashes = False
+    application.state.context = ApiContext(
+        catalog=catalog,
+        settings=settings,
+        manager=manager,
+        service=service,
+        metrics=metrics,
+        created=int(time.time()),
+        system_fingerprint=f"fp_{secrets.token_hex(5)}",
+    )
+    return application
+
+
+def _routes() -> list[Route]:
+    routes = [
+        Route("/health/live", health.live),
+        Route("/livez", health.live),
+        Route("/health/ready", health.ready),
+        Route("/readyz", health.ready),
+        Route("/health", health.ready),
+        Route("/health/startup", health.startup),
+        Route("/metrics", health.metrics),
+        Route("/version", health.version),
+        Route("/models", admin.list_lifecycle),
+        Route("/models/load", admin.load_model, methods=["POST"]),
+        Route("/models/unload", admin.unload_model, methods=["POST"]),
+    ]
+    for prefix in ("/v1", "/api/v1"):
+        routes += [
+            Route(f"{prefix}/models", models.list_models),
+            Route(f"{prefix}/models/{{name:path}}", models.get_model),
+            Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
+            Route(f"{prefix}/completions", completions, methods=["POST"]),
+        ]
+    return routes
+
+
+async def _known_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HelixFlowError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {404: "There is no such route", 405: "This route does not take this method"}
+    message = f"{words.get(error.status_code, error.detail)}: {request.method} {request.url.path[:200]}"
+    body = envelope(message, "invalid_request_error", None, "not_found" if error.status_code == 404 else None)
+    return Response(body, error.status_code, error.headers, media_type="application/json")
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    """The client has left; whatever is sent goes nowhere."""
+    return Response(status_code=499)
+
+
+async def _unknown_error(request: Request, error: Exception) -> Response:
+    """Starlette logs the exception after this answer."""
+    body = envelope(
+        "an internal error happened; the server's log has it", "server_error", None, "internal_error"
+    )
+    return Response(body, 500, media_type="application/json")

@@ -1,0 +1,75 @@
+"""Liveness, readiness, start-up, metrics and version. None of them waits for anything."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from inference_server import __version__
+from inference_server.api.context import context_of
+
+
+async def live(request: Request) -> Response:
+    """200 whenever the event loop answers."""
+    return _json({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    """200 once every preloaded model has been in memory, until the server drains."""
+    context = context_of(request)
+    is_ready = context.manager.is_ready and not context.service.is_draining
+    return _json({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+
+async def startup(request: Request) -> Response:
+    """As `ready`, and how far the preloads have come."""
+    context = context_of(request)
+    is_ready = context.manager.is_ready
+    loading = [
+        {
+            "model": status.name,
+            "phase": status.progress[0] if status.progress else str(status.state),
+            "fraction": status.progress[1] if status.progress else None,
+            "bytes": status.memory_bytes,
+        }
+        for status in context.manager.snapshot()
+        if status.spec.preload
+    ]
+    body = {
+        "status": "ok" if is_ready else "starting",
+        "seconds": round(time.time() - context.created, 1),
+        "models": loading,
+    }
+    return _json(body, 200 if is_ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' page; a scrape never wakes a model."""
+    context = context_of(request)
+    for usage in context.manager.device_usage():
+        context.metrics.set_budget(usage.device, usage.budget_bytes)
+    for status in context.manager.snapshot():
+        plan = status.plan
+        if plan is not None:
+            held = 1 if status.bytes_by_device else 0
+            context.metrics.set_model_memory(
+                status.name,
+                plan.device,
+                weights=plan.weights_bytes * held,
+                kv=plan.kv_cache_bytes * held,
+                workspace=plan.workspace_bytes * held,
+            )
+    page, media_type = context.metrics.render()
+    return Response(page, headers={"content-type": media_type})
+
+
+async def version(request: Request) -> Response:
+    """This server's version."""
+    return _json({"version": __version__})
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

@@ -1,0 +1,124 @@
+"""Fields that chat and completions share, their ranges, and what is known but not supported yet."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from inference_server.errors import InvalidRequest, UnsupportedParameter
+from inference_server.generation.requests import SamplingOptions
+
+MAX_TOKEN_ID = 2**31 - 1
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+NotNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=2)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+StopStringList = Annotated[list[StopString], Meta(max_length=4)]
+TokenIdList = Annotated[list[Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]], Meta(max_length=1024)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool = False
+
+
+class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of both endpoints. A null means the default."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    max_tokens: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Share | None = None
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    min_tokens: NotNegative | None = None
+    stop: StopString | StopStringList | None = None
+    stop_token_ids: TokenIdList | None = None
+    ignore_eos: bool = False
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=8)] | None = None
+    cache_salt: Annotated[str, Meta(max_length=512)] | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    timeout: Seconds | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+
+    # Accepted without effect (docs/openai-compatibility.md).
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+
+    # Known and refused when used, until they are built.
+    logit_bias: Any = None
+    logprobs: Any = None
+    prompt_logprobs: Any = None
+    allowed_token_ids: Any = None
+    keep_alive: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def sampling_options(self, max_tokens: int | None) -> SamplingOptions:
+        """What the generation service needs of these."""
+        return SamplingOptions(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=None if self.top_k is None else max(0, self.top_k),
+            min_p=self.min_p,
+            seed=None if self.seed is None else self.seed & (2**64 - 1),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos,
+        )
+
+    def check(self) -> None:
+        """What a schema cannot say.
+
+        Raises:
+            UnsupportedParameter: a known field is used in a way that is not supported yet.
+            InvalidRequest: fields contradict each other.
+        """
+        refuse(self.n not in (None, 1), "n", "values above 1")
+        refuse(self.skip_special_tokens is False, "skip_special_tokens", "false")
+        refuse(bool(self.include_stop_str_in_output), "include_stop_str_in_output", "true")
+        refuse(bool(self.logit_bias), "logit_bias")
+        refuse(self.logprobs not in (None, False), "logprobs")
+        refuse(self.prompt_logprobs is not None, "prompt_logprobs")
+        refuse(self.allowed_token_ids is not None, "allowed_token_ids")
+        refuse(self.keep_alive is not None, "keep_alive")
+        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"):
+            refuse(getattr(self, name) is not None, name)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+
+
+def refuse(used: bool, name: str, what: str = "this parameter") -> None:
+    """Raise UnsupportedParameter for `name` if it is used."""
+    if used:
+        raise UnsupportedParameter(f"{name}: {what} is not supported by this server yet", param=name)

@@ -1,0 +1,190 @@
+"""A small synchronous client of a running server for the commands. It knows HTTP, no terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from inference_server import __version__
+
+_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # the server sends something at least every 15 s
+
+
+class RequestFailed(Exception):
+    """The server refused, or is not there. `code` is the server's, or empty."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of an answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What the server says while there is no text yet, such as "loading model … 43%"."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The answer is complete; `reason` as OpenAI calls it (stop, length)."""
+
+    reason: str
+
+
+Event = Text | Notice | End
+
+
+class ServerClient:
+    """Talks to one server; owns its connections. Use as a context manager."""
+
+    def __init__(
+        self, base_url: str, api_key: str | None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._base_url = normalised(base_url)
+        headers = {"User-Agent": f"helixflow/{__version__}"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._http = httpx.Client(headers=headers, timeout=_TIMEOUT, transport=transport)
+
+    def __enter__(self) -> ServerClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        """The server's `/v1/models`.
+
+        Raises:
+            RequestFailed: no server, no permission, or no such answer.
+        """
+        try:
+            response = self._http.get(f"{self._base_url}/v1/models")
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        _refuse_errors(response)
+        body = _json(response.content)
+        data = body.get("data")
+        if not isinstance(data, list):
+            raise RequestFailed(f"{self._base_url} does not answer like an OpenAI-compatible server")
+        return [entry for entry in data if isinstance(entry, dict)]
+
+    def chat(
+        self, model: str, messages: Sequence[Mapping[str, str]], options: Mapping[str, object]
+    ) -> Iterator[Event]:
+        """Streams one answer. Closing the iterator drops the connection, which ends the work on the server.
+
+        Raises:
+            RequestFailed: before or within the answer.
+        """
+        body = {"model": model, "messages": list(messages), "stream": True, **options}
+        try:
+            with self._http.stream("POST", f"{self._base_url}/v1/chat/completions", json=body) as response:
+                if response.is_error:
+                    response.read()
+                    _refuse_errors(response)
+                yield from _events(response.iter_lines())
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> RequestFailed:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return RequestFailed(
+                f"no server answers at {self._base_url}; start one with `helixflow serve`, "
+                "or name another with --base-url"
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return RequestFailed(f"{self._base_url} has stopped answering")
+        return RequestFailed(f"the connection to {self._base_url} failed: {error or type(error).__name__}")
+
+
+def normalised(base_url: str) -> str:
+    """The address without a trailing slash or `/v1`.
+
+    Raises:
+        RequestFailed: it is no http(s) address.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise RequestFailed(
+            f"--base-url: expected an address such as http://127.0.0.1:8000, got {base_url!r}"
+        )
+    return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _events(lines: Iterator[str]) -> Iterator[Event]:
+    """Server-sent events to events of an answer; ends with `[DONE]` or raises."""
+    reason = "stop"
+    for line in lines:
+        if line.startswith(":"):
+            if notice := line[1:].strip():
+                yield Notice(notice)
+        elif line.startswith("data:"):
+            data = line[5:].strip()
+            if data == "[DONE]":
+                yield End(reason)
+                return
+            text, found = _chunk(_json(data.encode()))
+            reason = found or reason
+            if text:
+                yield Text(text)
+    raise RequestFailed("the server ended the answer before it was complete")
+
+
+def _chunk(chunk: Mapping[str, Any]) -> tuple[str, str | None]:
+    """(new text, finish reason) of one chunk."""
+    if "error" in chunk:
+        raise _failure(chunk, "the server reported an error")
+    choices = chunk.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return "", None
+    delta = choice.get("delta")
+    text = delta.get("content") if isinstance(delta, dict) else None
+    return text if isinstance(text, str) else "", choice.get("finish_reason")
+
+
+def _refuse_errors(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    if response.status_code == 401:
+        raise RequestFailed(
+            "the server wants a valid API key; set HELIXFLOW_API_KEY or give --api-key", "invalid_api_key"
+        )
+    try:
+        body = _json(response.content)
+    except RequestFailed:
+        body = {}
+    raise _failure(body, f"the server answered with status {response.status_code}")
+
+
+def _failure(body: Mapping[str, Any], otherwise: str) -> RequestFailed:
+    error = body.get("error")
+    details = error if isinstance(error, dict) else {}
+    return RequestFailed(str(details.get("message") or otherwise), str(details.get("code") or ""))
+
+
+def _json(data: bytes) -> Mapping[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise RequestFailed("the server's answer is not a JSON object")
+    return value

@@ -1,0 +1,1 @@
+"""One request from messages to text: resolve → lease → encode → run → decode → account."""

@@ -1,0 +1,163 @@
+"""From messages or text to token ids, with the model's own tokenizer and chat template.
+
+Reads a prepared folder; needs neither torch nor transformers. Templates come from the model's repository
+only, never from a request, and run in jinja2's immutable sandbox.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from inference_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
+
+MAX_RENDERED_CHARS = 8 * 1024 * 1024
+
+
+class PromptTemplate:
+    """The tokenizer and chat template of one model. Immutable; safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ModelLoadFailed if the folder's tokenizer or template cannot be read."""
+        try:
+            self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:
+            raise ModelLoadFailed(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
+        config = _read_json(folder / "tokenizer_config.json")
+        self._names = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
+        self._specials = _special_tokens(self.tokenizer)
+        self._seam = f"\ue000{secrets.token_hex(8)}\ue001"  # where special-token text is cut, see _defuse
+        self._template = _compile(_template_source(folder, config))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model defines how a conversation is written."""
+        return self._template is not None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the tokenizer itself adds."""
+        return list(self.tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> list[int]:
+        """Token ids of a conversation. Text that spells a special token is encoded as text.
+
+        Raises:
+            UnsupportedParameter: the model has no chat template.
+            InvalidRequest: the template refuses these messages.
+        """
+        text = self.render(messages, add_generation_prompt=add_generation_prompt)
+        ids: list[int] = []
+        for piece in text.split(self._seam):
+            ids += self.tokenizer.encode(piece, add_special_tokens=False).ids
+        return ids
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+        """The conversation as the template writes it, with seams inside spelled-out special tokens."""
+        if self._template is None:
+            raise UnsupportedParameter(
+                "this model has no chat template; use /v1/completions", param="messages"
+            )
+        try:
+            text = self._template.render(
+                messages=[self._defused(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                **self._names,
+            )
+        except _TemplateRefusal as refusal:
+            raise InvalidRequest(f"the model's chat template says: {refusal}", param="messages") from None
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidRequest(
+                f"the model's chat template cannot write these messages ({type(error).__name__})",
+                param="messages",
+            ) from error
+        if len(text) > MAX_RENDERED_CHARS:
+            raise InvalidRequest("the conversation is too long once written out", param="messages")
+        return text
+
+    def _defused(self, value: Any) -> Any:
+        """A copy of `value` in which no string spells a special token without a seam inside."""
+        if isinstance(value, str):
+            value = value.replace("\ue000", "").replace("\ue001", "") if "\ue000" in value else value
+            for special in self._specials:
+                if special in value:
+                    value = value.replace(special, special[0] + self._seam + special[1:])
+            return value
+        if isinstance(value, Mapping):
+            return {key: self._defused(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._defused(entry) for entry in value]
+        return value
+
+
+class _TemplateRefusal(Exception):  # noqa: N818
+    """A template called `raise_exception`."""
+
+
+def _compile(source: str | None) -> jinja2.Template | None:
+    if source is None:
+        return None
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise ModelLoadFailed(f"the model's chat template does not compile: {error.message}") from error
+
+
+def _refuse(message: str) -> None:
+    raise _TemplateRefusal(str(message)[:500])
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.datetime.now().astimezone().strftime(pattern)
+
+
+def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    added = tokenizer.get_added_tokens_decoder().values()
+    texts = {token.content for token in added if token.special and len(token.content) > 1}
+    return tuple(sorted(texts, key=len, reverse=True))
+
+
+def _token_text(value: Any) -> str:
+    """A token in tokenizer_config.json is a string, or an object with its content."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelLoadFailed(f"{path.name} cannot be read: {type(error).__name__}") from error
+    return value if isinstance(value, dict) else {}

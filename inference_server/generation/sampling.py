@@ -1,0 +1,58 @@
+"""Merges what a client set with the model's defaults, and checks that prompt and answer fit. Pure."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from inference_server.config.catalog import SamplingDefaults
+from inference_server.errors import ContextTooLong, InvalidRequest
+from inference_server.generation.requests import SamplingOptions
+from inference_server.types import SamplingParams
+
+T = TypeVar("T")
+
+
+def resolve_sampling(
+    options: SamplingOptions, defaults: SamplingDefaults, *, num_prompt_tokens: int, max_model_len: int
+) -> SamplingParams:
+    """The parameters that the worker gets. Without `max_tokens` the answer may fill the context.
+
+    Raises:
+        ContextTooLong: prompt and `max_tokens` together exceed the context.
+        InvalidRequest: the prompt is empty, or `min_tokens` exceeds `max_tokens`.
+    """
+    if num_prompt_tokens == 0:
+        raise InvalidRequest("the prompt is empty", param="messages")
+    room = max_model_len - num_prompt_tokens
+    if room <= 0 or (options.max_tokens is not None and options.max_tokens > room):
+        wanted = "" if options.max_tokens is None else f" and {options.max_tokens} tokens of answer"
+        raise ContextTooLong(
+            f"this model's context is {max_model_len} tokens; the request has {num_prompt_tokens} tokens of "
+            f"prompt{wanted}. Shorten the messages or lower max_tokens.",
+            param="messages",
+        )
+    max_tokens = min(_first(options.max_tokens, defaults.max_tokens, room), room)
+    if options.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {options.min_tokens}, which exceeds max_tokens ({max_tokens})", param="min_tokens"
+        )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=options.min_tokens,
+        temperature=_first(options.temperature, defaults.temperature, 1.0),
+        top_p=_first(options.top_p, defaults.top_p, 1.0),
+        top_k=max(0, _first(options.top_k, defaults.top_k, 0)),
+        min_p=_first(options.min_p, defaults.min_p, 0.0),
+        seed=options.seed,
+        presence_penalty=_first(options.presence_penalty, defaults.presence_penalty, 0.0),
+        frequency_penalty=_first(options.frequency_penalty, defaults.frequency_penalty, 0.0),
+        repetition_penalty=_first(options.repetition_penalty, defaults.repetition_penalty, 1.0),
+        stop_token_ids=options.stop_token_ids,
+        ignore_eos=options.ignore_eos,
+    )
+
+
+def _first(wanted: T | None, default: T | None, otherwise: T) -> T:
+    if wanted is not None:
+        return wanted
+    return otherwise if default is None else default
