@@ -11,23 +11,15 @@ from typing import NoReturn
 
 import msgspec
 
+from inference_server.cli.failures import UsageError
 from inference_server.cli.terminal import Terminal
 from inference_server.config.kinds import did_you_mean
 from inference_server.config.setting_keys import SETTINGS, Setting, flag_name
 from inference_server.config.settings import Settings
 from inference_server.config.units import format_bytes, format_duration
-from inference_server.errors import ConfigError
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 _HOME_DEFAULTS = {"cache_dir": "~/.cache/helixflow"}
-
-
-class UsageError(ConfigError):
-    """The command line is not one that `program` takes."""
-
-    def __init__(self, message: str, program: str) -> None:
-        super().__init__(message)
-        self.program = program
 
 
 class VerbParser(argparse.ArgumentParser):

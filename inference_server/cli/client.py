@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from inference_server import __version__
+from inference_server.cli.failures import ServerError
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # the server sends something at least every 15 s
-
-
-class RequestFailed(Exception):
-    """The server refused, or is not there. `code` is the server's, or empty."""
-
-    def __init__(self, message: str, code: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +61,7 @@ class ServerClient:
         """The server's `/v1/models`.
 
         Raises:
-            RequestFailed: no server, no permission, or no such answer.
+            ServerError: no server, no permission, or no such answer.
         """
         try:
             response = self._http.get(f"{self._base_url}/v1/models")
@@ -79,16 +71,28 @@ class ServerClient:
         body = _json(response.content)
         data = body.get("data")
         if not isinstance(data, list):
-            raise RequestFailed(f"{self._base_url} does not answer like an OpenAI-compatible server")
+            raise ServerError(f"{self._base_url} does not answer like an OpenAI-compatible server")
         return [entry for entry in data if isinstance(entry, dict)]
+
+    def first_model(self) -> str:
+        """A loaded model rather than one that has to be loaded; never an alias.
+
+        Raises:
+            ServerError: there is none.
+        """
+        models = [entry for entry in self.models() if isinstance(entry.get("id"), str)]
+        ranked = sorted(models, key=lambda m: (m.get("parent") is not None, m.get("status") != "loaded"))
+        if not ranked:
+            raise ServerError("the server has no models; add one to its models.yaml")
+        return str(ranked[0]["id"])
 
     def chat(
         self, model: str, messages: Sequence[Mapping[str, str]], options: Mapping[str, object]
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """Streams one answer. Closing the iterator drops the connection, which ends the work on the server.
 
         Raises:
-            RequestFailed: before or within the answer.
+            ServerError: before or within the answer.
         """
         body = {"model": model, "messages": list(messages), "stream": True, **options}
         try:
@@ -100,31 +104,29 @@ class ServerClient:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: Exception) -> RequestFailed:
+    def _unreachable(self, error: Exception) -> ServerError:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return RequestFailed(
+            return ServerError(
                 f"no server answers at {self._base_url}; start one with `helixflow serve`, "
                 "or name another with --base-url"
             )
         if isinstance(error, httpx.TimeoutException):
-            return RequestFailed(f"{self._base_url} has stopped answering")
-        return RequestFailed(f"the connection to {self._base_url} failed: {error or type(error).__name__}")
+            return ServerError(f"{self._base_url} has stopped answering")
+        return ServerError(f"the connection to {self._base_url} failed: {error or type(error).__name__}")
 
 
 def normalised(base_url: str) -> str:
     """The address without a trailing slash or `/v1`.
 
     Raises:
-        RequestFailed: it is no http(s) address.
+        ServerError: it is no http(s) address.
     """
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL:
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
-        raise RequestFailed(
-            f"--base-url: expected an address such as http://127.0.0.1:8000, got {base_url!r}"
-        )
+        raise ServerError(f"--base-url: expected an address such as http://127.0.0.1:8000, got {base_url!r}")
     return base_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -144,7 +146,7 @@ def _events(lines: Iterator[str]) -> Iterator[Event]:
             reason = found or reason
             if text:
                 yield Text(text)
-    raise RequestFailed("the server ended the answer before it was complete")
+    raise ServerError("the server ended the answer before it was complete")
 
 
 def _chunk(chunk: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -164,20 +166,20 @@ def _refuse_errors(response: httpx.Response) -> None:
     if response.is_success:
         return
     if response.status_code == 401:
-        raise RequestFailed(
+        raise ServerError(
             "the server wants a valid API key; set HELIXFLOW_API_KEY or give --api-key", "invalid_api_key"
         )
     try:
         body = _json(response.content)
-    except RequestFailed:
+    except ServerError:
         body = {}
     raise _failure(body, f"the server answered with status {response.status_code}")
 
 
-def _failure(body: Mapping[str, Any], otherwise: str) -> RequestFailed:
+def _failure(body: Mapping[str, Any], otherwise: str) -> ServerError:
     error = body.get("error")
     details = error if isinstance(error, dict) else {}
-    return RequestFailed(str(details.get("message") or otherwise), str(details.get("code") or ""))
+    return ServerError(str(details.get("message") or otherwise), str(details.get("code") or ""))
 
 
 def _json(data: bytes) -> Mapping[str, Any]:
@@ -186,5 +188,5 @@ def _json(data: bytes) -> Mapping[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise RequestFailed("the server's answer is not a JSON object")
+        raise ServerError("the server's answer is not a JSON object")
     return value

@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Protocol, cast
 
 from inference_server import __version__
-from inference_server.cli.arguments import UsageError, VerbParser
+from inference_server.cli.arguments import VerbParser
+from inference_server.cli.failures import ServerError, UsageError
 from inference_server.cli.terminal import Terminal
 from inference_server.config.kinds import did_you_mean
 from inference_server.errors import ConfigError, FetchFailed, HelixFlowError
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
     except ConfigError as error:
         terminal.error(error.message)
         return FAILED if isinstance(error, FetchFailed) else WRONG_USAGE
-    except HelixFlowError as error:
+    except (HelixFlowError, ServerError) as error:
         terminal.error(error.message)
         return FAILED
     except KeyboardInterrupt:

@@ -21,12 +21,9 @@ def add_arguments(parser: VerbParser) -> None:
 
 def run(args: Namespace, terminal: Terminal) -> int:
     """Prints them."""
-    versions = {
-        "helixflow": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-    versions |= {name: _installed(name) for name in PACKAGES}
+    versions: dict[str, str | None] = {name: _installed(name) for name in PACKAGES}
+    ours = {"helixflow": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    versions = {**ours, **versions}
     if args.json:
         terminal.print_json(versions)
     else:

@@ -30,6 +30,8 @@ class PromptTemplate:
         """Raises ModelLoadFailed if the folder's tokenizer or template cannot be read."""
         try:
             self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer.no_truncation()  # a repository's file may have either switched on
+            self.tokenizer.no_padding()
         except Exception as error:
             raise ModelLoadFailed(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
         config = _read_json(folder / "tokenizer_config.json")

@@ -29,7 +29,6 @@ _WEIGHT_PATTERNS = (
     "*.safetensors.index.json",
     "*.gguf",
 )
-_TOKENIZER_FLAGS = ("add_bos_token", "add_eos_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def _converted_gguf(fetched: Fetched, cache_dir: Path, on_progress: OnProgress) 
 def _completed(folder: Path, cache_dir: Path, trust_remote_code: bool, on_progress: OnProgress) -> Path:
     """The folder itself if nothing is missing, else one in the cache that links to it and has the rest."""
     needs_weights = _needs_weights(folder)
-    needs_tokenizer = _needs_tokenizer(folder)
+    needs_tokenizer = not (folder / "tokenizer.json").exists()
     if not needs_weights and not needs_tokenizer:
         return folder
     key = _content_key(folder)
@@ -110,19 +109,11 @@ def _needs_weights(folder: Path) -> bool:
     )
 
 
-def _needs_tokenizer(folder: Path) -> bool:
-    """True if tokenizer.json is missing, or if flags beside it change what transformers makes of it."""
-    flags = read_json(folder / "tokenizer_config.json") or {}
-    return not (folder / "tokenizer.json").exists() or any(
-        flags.get(name) is not None for name in _TOKENIZER_FLAGS
-    )
-
-
 def _export_tokenizer(folder: Path, out: Path, trust_remote_code: bool) -> None:
     """Save the tokenizer that transformers would use as the one file that the server reads.
 
     Raises:
-        FetchFailed: there is no tokenizer.json to fall back to either.
+        FetchFailed: transformers cannot make one from the files that are there.
     """
     from transformers import AutoTokenizer
 
@@ -132,12 +123,9 @@ def _export_tokenizer(folder: Path, out: Path, trust_remote_code: bool) -> None:
         )
         text = tokenizer.backend_tokenizer.to_str()
     except Exception as error:
-        if (folder / "tokenizer.json").exists():
-            return
         raise FetchFailed(
             f"there is no tokenizer.json, and the tokenizer cannot be converted: {type(error).__name__}"
         ) from error
-    (out / "tokenizer.json").unlink(missing_ok=True)
     (out / "tokenizer.json").write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inference_server.config.catalog import MemorySpec
-from inference_server.config.settings import Settings
 from inference_server.errors import InternalError
 from inference_server.model_manager.devices import HOST, DeviceMemory
 
@@ -16,21 +15,15 @@ DEFAULT_HOST_FRACTION = 0.8  # of what is available when the server starts
 DEFAULT_GPU_FRACTION = 0.9  # of the device
 
 
-def budget_bytes(
-    memory: MemorySpec, settings: Settings, devices: Mapping[str, DeviceMemory]
-) -> dict[str, int]:
-    """The budget of each device: flags, then models.yaml, then the defaults above."""
+def budget_bytes(memory: MemorySpec, devices: Mapping[str, DeviceMemory]) -> dict[str, int]:
+    """The budget of each device: what the operator says, else the defaults above."""
     return {
-        name: _host_bytes(memory, settings, device)
-        if name == HOST
-        else _gpu_bytes(memory, settings, device.total_bytes)
+        name: _host_bytes(memory, device) if name == HOST else _gpu_bytes(memory, device.total_bytes)
         for name, device in devices.items()
     }
 
 
-def _host_bytes(memory: MemorySpec, settings: Settings, device: DeviceMemory) -> int:
-    if settings.host_memory is not None:
-        return settings.host_memory
+def _host_bytes(memory: MemorySpec, device: DeviceMemory) -> int:
     if memory.host_bytes is not None:
         return memory.host_bytes
     if memory.host_fraction is not None:
@@ -38,9 +31,7 @@ def _host_bytes(memory: MemorySpec, settings: Settings, device: DeviceMemory) ->
     return int(device.free_bytes * DEFAULT_HOST_FRACTION)
 
 
-def _gpu_bytes(memory: MemorySpec, settings: Settings, total_bytes: int) -> int:
-    if settings.gpu_memory_utilization is not None:
-        return int(total_bytes * settings.gpu_memory_utilization)
+def _gpu_bytes(memory: MemorySpec, total_bytes: int) -> int:
     if memory.gpu_bytes is not None:
         return min(memory.gpu_bytes, total_bytes)
     fraction = DEFAULT_GPU_FRACTION if memory.gpu_fraction is None else memory.gpu_fraction

@@ -7,9 +7,9 @@ model meanwhile is `lifecycle.py`, who gets memory is `admission.py`. It knows n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class ModelManager:
         clock: Callable[[], float] = time.monotonic,
         process_bytes: Callable[[int], int] = resident_bytes,
     ) -> None:
-        self.budget = MemoryBudget(budget_bytes(catalog.memory, settings, devices()))
+        self.budget = MemoryBudget(budget_bytes(catalog.memory, devices()))
         self._catalog = catalog
         self._clock = clock
         self._lifecycle = Lifecycle(
@@ -97,11 +97,10 @@ class ModelManager:
         """Refuse new acquires and wait for those there are; whether all ended within `timeout_s`."""
         self._is_draining = True
         await self._preloader.stop()
-        try:
-            await asyncio.wait_for(self._unused.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        if not self._unused.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._unused.wait(), timeout_s)
+        return self._unused.is_set()
 
     async def stop(self) -> None:
         """End every load and every worker, whoever uses them; returns when all their processes are gone."""
@@ -117,7 +116,7 @@ class ModelManager:
 
     # ------------------------------------------------------------ use
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def acquire(
         self, name: str, *, deadline_s: float | None = None, on_progress: ProgressListener | None = None
     ) -> AsyncIterator[Lease]:
@@ -221,7 +220,7 @@ class ModelManager:
         if not done:
             raise too_late(record, self._lifecycle.line)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _waiting(self, record: ModelRecord, on_progress: ProgressListener | None) -> Iterator[None]:
         """Count as somebody who wants the model: it is not evicted meanwhile, nor its load withdrawn."""
         record.num_waiting += 1
@@ -232,7 +231,7 @@ class ModelManager:
                 record.num_waiting -= 1
                 self._lifecycle.line.serve()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _use(self) -> Iterator[None]:
         if self._is_draining:
             raise errors.ShuttingDown("the server is shutting down")

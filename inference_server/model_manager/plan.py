@@ -1,5 +1,6 @@
 """How a model will be loaded and how many bytes that takes per device, decided from its files before loading.
 
+Device, dtype, quantization and context come from the model's entry, the engine's limits from the settings.
 Pure apart from reading the prepared folder. It knows capacities, not what else is resident.
 """
 
@@ -69,7 +70,7 @@ def plan_model(
     if is_scripted(spec):
         return _scripted_plan(spec, folder, settings)
     plans: list[ModelPlan] = []
-    for device in device_choices(spec, settings, capacity_bytes):
+    for device in device_choices(spec, capacity_bytes):
         plan = _Planner(spec, folder, settings, device, flags).plan(capacity_bytes)
         if fits(plan.bytes_by_device, capacity_bytes):
             if plans:
@@ -89,13 +90,13 @@ def is_scripted(spec: ModelSpec) -> bool:
     return spec.source == "scripted" or spec.source.startswith("scripted:")
 
 
-def device_choices(spec: ModelSpec, settings: Settings, known: Mapping[str, int]) -> tuple[str, ...]:
+def device_choices(spec: ModelSpec, known: Mapping[str, int]) -> tuple[str, ...]:
     """Devices to try, the best first. GPUs with more capacity come first; "auto" falls back to the CPU.
 
     Raises:
         ModelLoadFailed: none of them exists here.
     """
-    wanted = spec.device if spec.device != "auto" else settings.device or "auto"
+    wanted = spec.device
     gpus = sorted((name for name in known if name != HOST), key=lambda name: (-known[name], name))
     if wanted == "auto":
         return (*gpus, HOST)
@@ -124,12 +125,10 @@ class _Planner:
         self._spec, self._folder, self._settings, self._device = spec, folder, settings, device
         self._config = read_config(folder)
         self._facts = model_facts(folder)
-        wanted = spec.dtype if spec.dtype != "auto" else settings.dtype or "auto"
-        self._dtype = resolve_dtype(wanted, self._facts.dtype, device, flags)
-        self._quantization = quantization_of(spec, settings)
+        self._dtype = resolve_dtype(spec.dtype, self._facts.dtype, device, flags)
         self._max_model_len = self._longest_context()
         self._kv_bytes_per_token = kv_bytes_per_token(self._config, self._dtype)
-        self._weights_bytes = weight_bytes(folder, quantization=self._quantization, dtype=self._dtype)
+        self._weights_bytes = weight_bytes(folder, quantization=spec.quantization, dtype=self._dtype)
 
     def plan(self, capacity_bytes: Mapping[str, int]) -> ModelPlan:
         plans = [self._with_kv_tokens(tokens) for tokens in self._kv_token_choices(self._spec.kv_cache)]
@@ -144,7 +143,7 @@ class _Planner:
         return chosen
 
     def _longest_context(self) -> int:
-        wanted = self._spec.max_model_len or self._settings.max_model_len
+        wanted = self._spec.max_model_len
         limit = self._facts.max_position_embeddings
         if wanted is not None and wanted > limit:
             logger.warning(
@@ -211,20 +210,15 @@ class _Planner:
             self._settings,
             device=self._device,
             dtype=self._dtype,
-            quantization=self._quantization,
+            quantization=self._spec.quantization,
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,
         )
 
 
-def quantization_of(spec: ModelSpec, settings: Settings) -> str:
-    """The model's own setting, else the server's."""
-    return spec.quantization if spec.quantization != "none" else settings.quantization or "none"
-
-
 def _scripted_plan(spec: ModelSpec, folder: Path, settings: Settings) -> ModelPlan:
     facts = model_facts(folder)
-    wanted = spec.max_model_len or settings.max_model_len or facts.max_position_embeddings
+    wanted = spec.max_model_len or facts.max_position_embeddings
     max_model_len = min(wanted, facts.max_position_embeddings)
     num_tokens = spec.kv_cache.num_tokens or DEFAULT_KV_CONTEXTS[0] * max_model_len
     load = _load_message(
@@ -274,7 +268,7 @@ def _load_message(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         num_threads=settings.num_threads,
         scripted=scripted,
-        trust_remote_code=spec.trust_remote_code or settings.trust_remote_code,
+        trust_remote_code=spec.trust_remote_code,
         enable_prefix_caching=settings.enable_prefix_caching,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import pairwise
 from operator import attrgetter
 
 from inference_server.errors import InternalError
@@ -45,4 +46,4 @@ class RankedSequences:
     def is_sorted(self) -> bool:
         """For integrity checks."""
         ranks = [member.rank for member in self._members]
-        return all(before < after for before, after in zip(ranks, ranks[1:], strict=False))
+        return all(before < after for before, after in pairwise(ranks))

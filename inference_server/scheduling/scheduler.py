@@ -185,9 +185,8 @@ class Scheduler:
         while index < len(running):
             sequence = running[index]
             num_tokens = len(sequence.token_ids)
-            if num_tokens > len(sequence.block_ids) * self._block_size and not self._grow(
-                sequence, preempted
-            ):
+            is_short = num_tokens > len(sequence.block_ids) * self._block_size
+            if is_short and not self._grow(sequence, preempted):
                 break  # it was the last in rank and preempted itself
             index += 1
             start = sequence.num_computed_tokens
@@ -210,7 +209,7 @@ class Scheduler:
             scheduled.append(ScheduledSequence(sequence, start, num_new_tokens, samples))
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Start a sequence, with what the prefix cache has of it, if its blocks and the headroom are there."""
+        """Start a sequence, with what the cache has of it, if blocks for it and the headroom are free."""
         cached = self._cache.match(sequence)
         num_new_blocks = -(-sequence.num_tokens // self._block_size) - len(cached)
         num_needed = num_new_blocks + self._pool.num_free_among(cached)

@@ -100,7 +100,7 @@ class Sequence:
         self.output_token_ids.append(token_id)
 
     def admit(self, block_ids: list[int], *, num_cached_blocks: int, block_size: int) -> None:
-        """WAITING → RUNNING with these blocks, the first `num_cached_blocks` of which are already computed."""
+        """WAITING → RUNNING with these blocks, of which the first `num_cached_blocks` are computed."""
         self._leave(SequenceStatus.WAITING)
         self.status = SequenceStatus.RUNNING
         self.block_ids = block_ids

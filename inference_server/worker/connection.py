@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from inference_server.worker.channel import encode, frames_from_child
 from inference_server.worker.protocol import FromChild, ToChild
@@ -74,8 +75,7 @@ class ChildConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop. A damaged stream kills the child: nothing after it can be trusted."""

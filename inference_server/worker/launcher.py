@@ -28,6 +28,8 @@ FORK_SERVER_ENV = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # progress travels as messages
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 

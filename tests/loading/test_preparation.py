@@ -95,11 +95,7 @@ def test_a_conversion_that_lost_bytes_is_done_again(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_tokenizer_json_gets_one_beside_links(checkpoint: Path, tmp_path: Path) -> None:
-    vocab = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
-    (checkpoint / "tokenizer.json").unlink()
-    (checkpoint / "vocab.json").write_text(json.dumps(vocab))
-    (checkpoint / "merges.txt").write_text("#version: 0.2\n")
-    (checkpoint / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    _as_gpt2_vocabulary(checkpoint)
     prepared = run(checkpoint, tmp_path / "cache").folder
     tokenizer = Tokenizer.from_file(str(prepared / "tokenizer.json"))
     assert tokenizer.encode("hi!", add_special_tokens=False).ids == list(b"hi!")
@@ -108,19 +104,19 @@ def test_a_folder_without_tokenizer_json_gets_one_beside_links(checkpoint: Path,
     assert run(checkpoint, tmp_path / "cache").folder == prepared
 
 
-def test_flags_beside_the_tokenizer_are_written_into_it(checkpoint: Path, tmp_path: Path) -> None:
-    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
-    before = (checkpoint / "tokenizer.json").read_bytes()
-    prepared = run(checkpoint, tmp_path / "cache").folder
-    assert Tokenizer.from_file(str(prepared / "tokenizer.json")).encode("a").ids == [256, ord("a")]
-    assert (checkpoint / "tokenizer.json").read_bytes() == before
+def _as_gpt2_vocabulary(checkpoint: Path) -> None:
+    """Put an older format in the place of tokenizer.json."""
+    vocab = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"] | {"hi": 260}
+    (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "vocab.json").write_text(json.dumps(vocab))
+    (checkpoint / "merges.txt").write_text("#version: 0.2\n")
+    (checkpoint / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
 
 
 def test_a_changed_folder_is_completed_anew(checkpoint: Path, tmp_path: Path) -> None:
-    (checkpoint / "tokenizer_config.json").write_text('{"add_bos_token": true, "bos_token": "<|bos|>"}')
+    _as_gpt2_vocabulary(checkpoint)
     first = run(checkpoint, tmp_path / "cache").folder
-    (checkpoint / "tokenizer_config.json").write_text('{"add_bos_token": false, "bos_token": "<|bos|>"}')
+    (checkpoint / "merges.txt").write_text("#version: 0.2\nh i\n")
     assert run(checkpoint, tmp_path / "cache").folder != first
 
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_server.config.catalog import MemorySpec
-from inference_server.config.settings import Settings
 from inference_server.errors import InternalError
 from inference_server.model_manager.budget import MemoryBudget, budget_bytes
 from inference_server.model_manager.devices import DeviceMemory
@@ -16,20 +15,18 @@ MACHINE = {"cpu": DeviceMemory(1000, 500), "cuda:0": DeviceMemory(2000, 100)}
 
 
 def test_the_default_is_80_percent_of_the_available_host_and_90_percent_of_each_gpu() -> None:
-    assert budget_bytes(MemorySpec(), Settings(), MACHINE) == {"cpu": 400, "cuda:0": 1800}
+    assert budget_bytes(MemorySpec(), MACHINE) == {"cpu": 400, "cuda:0": 1800}
+    assert budget_bytes(MemorySpec(gpu_fraction=None), MACHINE) == {"cpu": 400, "cuda:0": 1800}
 
 
-def test_the_file_overrides_the_default_and_flags_override_the_file() -> None:
-    spec = MemorySpec(gpu_bytes=700, host_bytes=300)
-    assert budget_bytes(spec, Settings(), MACHINE) == {"cpu": 300, "cuda:0": 700}
-    flags = Settings(host_memory=200, gpu_memory_utilization=0.5)
-    assert budget_bytes(spec, flags, MACHINE) == {"cpu": 200, "cuda:0": 1000}
+def test_the_operator_sets_bytes_or_shares_of_the_whole_device() -> None:
+    assert budget_bytes(MemorySpec(gpu_bytes=700, host_bytes=300), MACHINE) == {"cpu": 300, "cuda:0": 700}
     shares = MemorySpec(gpu_fraction=0.25, host_fraction=0.1)
-    assert budget_bytes(shares, Settings(), MACHINE) == {"cpu": 100, "cuda:0": 500}
+    assert budget_bytes(shares, MACHINE) == {"cpu": 100, "cuda:0": 500}
 
 
 def test_a_gpu_budget_is_never_larger_than_the_gpu() -> None:
-    assert budget_bytes(MemorySpec(gpu_bytes=10**6), Settings(), MACHINE)["cuda:0"] == 2000
+    assert budget_bytes(MemorySpec(gpu_bytes=10**6), MACHINE)["cuda:0"] == 2000
 
 
 def test_reserving_beyond_the_budget_twice_or_on_an_unknown_device_is_refused() -> None:

@@ -1,0 +1,216 @@
+"""What holds for every mixture of arrivals, aborts, priorities, lengths, prefixes, salts and pool sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from inference_server.errors import ContextTooLong
+from inference_server.scheduling.scheduler import SchedulerConfig
+from inference_server.types import GenerationRequest
+from tests.scheduling.simulation import Simulation, make_config, make_request
+
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+THOROUGH = settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> SchedulerConfig:
+    """Half of the pools hold little more than one long sequence, so that blocks run out often."""
+    block_size = draw(st.sampled_from([1, 2, 3, 4, 8]))
+    max_model_len = draw(st.integers(2, 12) | st.integers(24, 48))
+    tight = -(-max_model_len // block_size) + draw(st.integers(0, 6))
+    return make_config(
+        max_num_seqs=draw(st.integers(1, 3) | st.integers(4, 8)),
+        max_num_batched_tokens=draw(st.integers(1, 8) | st.integers(16, 64)),
+        max_model_len=max_model_len,
+        block_size=block_size,
+        num_blocks=draw(st.just(tight) | st.integers(1, 64)),
+        enable_prefix_caching=draw(st.sampled_from([True, True, True, False])),
+        eos_token_ids=draw(st.sampled_from([frozenset[int](), frozenset({7}), frozenset(range(0, 50, 7))])),
+    )
+
+
+# Few tokens and repeated pieces, so that prompts share prefixes often and in many ways.
+prompts = st.lists(
+    st.sampled_from([(1,), (2,), (1, 2, 1, 2), (3,) * 8, (1, 2, 3, 4) * 4]), min_size=1, max_size=5
+)
+
+
+@dataclass
+class Arrival:
+    """A request, the step at which it comes and, perhaps, when it is aborted."""
+
+    request: GenerationRequest
+    step: int
+    abort_step: int | None = None
+    abort_in_flight: bool = False
+
+
+@dataclass
+class Story:
+    """A configuration and everything that happens to it."""
+
+    config: SchedulerConfig
+    arrivals: list[Arrival]
+    lost_steps: set[int] = field(default_factory=set)  # steps whose batch fails and is never committed
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> Story:
+    """Mostly short waits between arrivals, so that much runs at once."""
+    arrivals = []
+    for index in range(draw(st.integers(3, 10))):
+        prompt = [token for piece in draw(prompts) for token in piece]
+        request = make_request(
+            str(index),
+            prompt,
+            max_tokens=draw(st.integers(1, 5) | st.integers(10, 40)),
+            ignore_eos=draw(st.sampled_from([True, True, False])),
+            stop_token_ids=draw(st.sampled_from([(), (), (), (3, 4)])),
+            salt=draw(st.sampled_from(["", "", "tenant"])),
+            priority=draw(st.sampled_from([0, 0, 0, -1, 1])),
+        )
+        step = draw(st.just(0) | st.integers(0, 20))
+        abort_step = draw(st.none() | st.none() | st.none() | st.integers(step, step + 15))
+        arrivals.append(Arrival(request, step, abort_step, draw(st.booleans())))
+    return Story(draw(configs()), arrivals, draw(st.sets(st.integers(0, 40), max_size=3)))
+
+
+@dataclass
+class Outcome:
+    """What a story ended with."""
+
+    simulation: Simulation
+    accepted: list[Arrival] = field(default_factory=list)
+    refused: list[Arrival] = field(default_factory=list)
+    aborted: set[str] = field(default_factory=set)
+
+
+def tell(story: Story) -> Outcome:
+    """Play a story to its end; everything is checked after every move."""
+    simulation = Simulation(story.config)
+    outcome = Outcome(simulation)
+    last_event = max(max(arrival.step, arrival.abort_step or 0) for arrival in story.arrivals)
+    step = 0
+    while step <= last_event or simulation.scheduler.has_unfinished:
+        assert step < 5000, "no end in sight"
+        for arrival in story.arrivals:
+            if arrival.step == step:
+                _arrive(outcome, arrival)
+        _abort(outcome, story, step, in_flight=False)
+        batch = simulation.schedule()
+        if batch.scheduled and step in story.lost_steps:
+            step += 1
+            continue
+        sampled = simulation.model.execute(batch)
+        _abort(outcome, story, step, in_flight=True)
+        simulation.commit(batch, sampled)
+        step += 1
+    return outcome
+
+
+def _arrive(outcome: Outcome, arrival: Arrival) -> None:
+    try:
+        outcome.simulation.add(arrival.request)
+        outcome.accepted.append(arrival)
+    except ContextTooLong:
+        outcome.refused.append(arrival)
+
+
+def _abort(outcome: Outcome, story: Story, step: int, *, in_flight: bool) -> None:
+    for arrival in story.arrivals:
+        if arrival.abort_step == step and arrival.abort_in_flight == in_flight:
+            name = arrival.request.request_id
+            if outcome.simulation.abort(name):
+                outcome.aborted.add(name)
+
+
+def check_outcome(outcome: Outcome) -> None:
+    """Every accepted request has exactly its tokens, and nothing is left behind."""
+    simulation = outcome.simulation
+    for arrival in outcome.accepted:
+        name = arrival.request.request_id
+        if name not in outcome.aborted:
+            simulation.assert_output(arrival.request)
+        else:
+            assert name not in simulation.reasons
+    for arrival in outcome.refused:
+        prompt, limits = len(arrival.request.prompt_token_ids), simulation.config
+        longest = min(prompt + arrival.request.sampling.max_tokens, limits.max_model_len)
+        assert prompt >= limits.max_model_len or longest - 1 > limits.num_blocks * limits.block_size
+    stats = simulation.scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0.0)
+
+
+def check_story(story: Story) -> None:
+    """The one property."""
+    outcome = tell(story)
+    check_outcome(outcome)
+    stats = outcome.simulation.scheduler.stats()
+    event(f"preempted: {stats.num_preemptions > 0}")
+    event(f"prefix hits: {stats.prefix_cache_hits > 0}")
+    event(f"aborted: {bool(outcome.aborted)}")
+
+
+@given(stories())
+@QUICK
+def test_every_request_ends_with_exactly_its_own_tokens(story: Story) -> None:
+    check_story(story)
+
+
+@pytest.mark.slow
+@given(stories())
+@THOROUGH
+def test_every_request_ends_with_exactly_its_own_tokens_in_ten_thousand_stories(story: Story) -> None:
+    check_story(story)
+
+
+@given(stories())
+@settings(QUICK, max_examples=40)
+def test_the_same_story_gives_the_same_batches_and_blocks(story: Story) -> None:
+    def trace(outcome: Outcome) -> list[object]:
+        return [
+            ([(s.sequence.request_id, s.start, s.num_new_tokens) for s in batch.scheduled], batch.preempted)
+            for batch in outcome.simulation.batches
+        ]
+
+    assert trace(tell(story)) == trace(tell(story))
+
+
+def crowded(config: SchedulerConfig, num_requests: int) -> Simulation:
+    """Many long sequences in a pool that holds a few of them."""
+    simulation = Simulation(config)
+    requests = [
+        make_request(str(index), [index % 3] * 5 + [index], max_tokens=40) for index in range(num_requests)
+    ]
+    for request in requests:
+        simulation.add(request)
+    simulation.run()
+    for request in requests:
+        simulation.assert_output(request)
+    return simulation
+
+
+@pytest.mark.parametrize("enable_prefix_caching", [True, False])
+def test_a_crowd_much_larger_than_the_pool_gets_through_without_thrashing(
+    enable_prefix_caching: bool,
+) -> None:
+    config = make_config(
+        num_blocks=30,
+        max_num_seqs=16,
+        max_num_batched_tokens=32,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    simulation = crowded(config, 40)
+    computed = sum(batch.num_tokens for batch in simulation.batches)
+    assert simulation.scheduler.stats().num_preemptions > 0
+    assert computed < 1.8 * 40 * 45, "most of the work was done twice"
+
+
+def test_first_come_is_first_to_get_a_first_token_when_all_are_alike() -> None:
+    simulation = crowded(make_config(num_blocks=30, max_num_seqs=16, max_num_batched_tokens=32), 40)
+    assert list(simulation.outputs) == [str(index) for index in range(40)]
