@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import uvicorn
 import uvloop
@@ -34,18 +35,24 @@ from inference_server.worker.launcher import ForkServer, ForkServerLauncher
 from inference_server.worker.protocol import Progress
 
 BACKLOG = 2048
+DISPLAY_INTERVAL_S = 0.1
 logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, catalog: Catalog) -> int:
+ProgressDisplay = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
+
+
+def serve(settings: Settings, catalog: Catalog, display: ProgressDisplay) -> int:
     """Serve until a signal ends it; returns the process's exit status.
+
+    `display` shows how far the preloads have come, while it is entered.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
     setup_logging(settings.log_level, json_lines=settings.log_json)
     with _listen(settings) as sock:
-        return uvloop.run(_run(settings, catalog, sock))
+        return uvloop.run(_run(settings, catalog, sock, display))
 
 
 def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], None]) -> int:
@@ -66,7 +73,7 @@ def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], 
     return 0
 
 
-async def _run(settings: Settings, catalog: Catalog, sock: socket.socket) -> int:
+async def _run(settings: Settings, catalog: Catalog, sock: socket.socket, display: ProgressDisplay) -> int:
     fork_server = ForkServer(preload_torch=any(_needs_torch(spec) for spec in catalog.models.values()))
     fork_server.start()  # its imports take seconds and go on while we set up
     metrics = Metrics(catalog.models)
@@ -80,7 +87,7 @@ async def _run(settings: Settings, catalog: Catalog, sock: socket.socket) -> int
     with _signals(stop, http):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
-            return await _live(settings, catalog, manager, service, stop)
+            return await _live(settings, sock, manager, service, stop, display)
         finally:
             http.should_exit = True
             await serving
@@ -90,23 +97,25 @@ async def _run(settings: Settings, catalog: Catalog, sock: socket.socket) -> int
 
 async def _live(
     settings: Settings,
-    catalog: Catalog,
+    sock: socket.socket,
     manager: ModelManager,
     service: GenerationService,
     stop: asyncio.Event,
+    display: ProgressDisplay,
 ) -> int:
     """Preload, serve until told to stop, drain; returns the exit status."""
     await manager.start()
     stopping = asyncio.create_task(stop.wait())
-    preloading = asyncio.create_task(manager.preload_done.wait())
-    await asyncio.wait({stopping, preloading}, return_when=asyncio.FIRST_COMPLETED)
-    preloading.cancel()
+    with display() as show:
+        while not (stop.is_set() or manager.preload_done.is_set()):
+            _show_preloads(manager, show)
+            await asyncio.wait({stopping}, timeout=DISPLAY_INTERVAL_S)
     if not stop.is_set() and manager.preload_error is not None:
         stopping.cancel()
         print(f"error: {manager.preload_error.message}", file=sys.stderr)  # noqa: T201
         return 1
     if not stop.is_set():
-        _say_ready(settings, catalog)
+        _say_ready(settings, sock.getsockname()[1], manager)
     await stopping
     service.shut_down()
     logger.info("draining: %d requests in progress", service.num_requests)
@@ -176,12 +185,20 @@ def _listen(settings: Settings) -> socket.socket:
         ) from None
 
 
-def _say_ready(settings: Settings, catalog: Catalog) -> None:
+def _show_preloads(manager: ModelManager, show: Callable[[Progress], None]) -> None:
+    for status in manager.snapshot():
+        if status.spec.preload and status.progress is not None:
+            stage, fraction = status.progress
+            show(Progress(stage=stage, fraction=fraction))
+
+
+def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:
     """What a newcomer copies."""
     scheme = "https" if settings.ssl_certfile else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"{scheme}://{host}:{settings.port}"
-    model = next((s.name for s in catalog.models.values() if s.preload), next(iter(catalog.models), "MODEL"))
+    url = f"{scheme}://{host}:{port}"
+    models = manager.snapshot()
+    model = next((status.name for status in models if status.spec.preload), models[0].name)
     key = " -H 'Authorization: Bearer '$HELIXFLOW_API_KEY" if settings.api_key else ""
     question = "What is the capital of France? One sentence."
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}'

@@ -31,6 +31,7 @@ class VerbParser(argparse.ArgumentParser):
             description=description,
             allow_abbrev=False,
             add_help=False,
+            usage=f"{program} [flags]",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self._terminal = terminal
@@ -42,6 +43,7 @@ class VerbParser(argparse.ArgumentParser):
         Raises:
             UsageError: a flag is unknown, incomplete or missing.
         """
+        self.usage = " ".join([self.prog, *self._positionals_shown(), "[flags]"])
         if _asks_for_help(arguments):
             self._terminal.print(self.format_help().rstrip())
             return None
@@ -49,6 +51,11 @@ class VerbParser(argparse.ArgumentParser):
         if unknown:
             self._refuse(unknown[0])
         return args
+
+    def _positionals_shown(self) -> list[str]:
+        found = [action for action in self._actions if not action.option_strings]
+        names = [str(a.metavar or "|".join(a.choices or ())) for a in found]
+        return [f"[{name}]" if a.nargs == "?" else name for a, name in zip(found, names, strict=True)]
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls on wrong usage."""

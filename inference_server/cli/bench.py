@@ -15,8 +15,8 @@ from inference_server.config.kinds import Kind
 DESCRIPTION = """\
 Measure a running OpenAI-compatible server, ours or another's: `helixflow bench serve`.
 
-Closed loop by default: --max-concurrency requests at once, the next starts when one ends. With
---request-rate: open loop, requests arrive at that rate whatever the server does."""
+Closed loop: --max-concurrency requests at once, the next starts when one ends. Open loop: requests arrive
+at --request-rate, whatever the server does. With neither, all are sent at once."""
 
 EPILOG = """\
 examples:

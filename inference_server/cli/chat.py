@@ -39,7 +39,8 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="send one message, print the answer, leave")
     for name in _OPTIONS:
         key = SAMPLING_KEYS[name]
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=key.kind.metavar, help=key.summary)
+        summary = "longest answer, in tokens" if name == "max_tokens" else key.summary
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=key.kind.metavar, help=summary)
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed makes the same choices")
 
 

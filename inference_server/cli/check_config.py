@@ -12,6 +12,7 @@ from inference_server.cli.configured import read_configuration
 from inference_server.cli.terminal import Terminal
 from inference_server.config.configuration import Configuration
 from inference_server.config.setting_keys import SETTINGS
+from inference_server.config.settings import Settings
 from inference_server.config.spec import KvCacheSpec, MemorySpec, ModelSpec
 from inference_server.config.units import format_bytes, format_duration
 from inference_server.errors import ConfigError
@@ -22,6 +23,8 @@ would be served, and each value that is not a default with the place it comes fr
 
 Takes the flags of `helixflow serve`. Exit status 0: all is well; 2: something is wrong."""
 HIDDEN = "(hidden)"
+# What became a value of the memory budget or of a model, and is shown there.
+SHOWN_ELSEWHERE = ("config", "model", "gpu_memory_utilization", "host_memory", "served_model_name")
 
 
 def add_arguments(parser: VerbParser) -> None:
@@ -89,18 +92,24 @@ def _model_row(spec: ModelSpec) -> tuple[str, ...]:
 
 def _not_default(configuration: Configuration) -> list[tuple[str, str, str]]:
     """(name, value, where it comes from), the server's settings first."""
-    values = msgspec.structs.asdict(configuration.settings)
-    rows = [
-        (f"server.{name}", HIDDEN if SETTINGS[name].key.secret else _shown(values[name]), where)
-        for name, where in configuration.settings_origins.items()
-        if name not in ("config", "model", "gpu_memory_utilization", "host_memory", "served_model_name")
-    ]
+    settings, memory = configuration.settings, configuration.catalog.memory
+    found: list[tuple[str, str, str, str]] = []  # name, value, default, place
+    for name, where in configuration.settings_origins.items():
+        if name not in SHOWN_ELSEWHERE:
+            found.append((f"server.{name}", _setting(settings, name), _setting(Settings(), name), where))
     for name, where in configuration.memory_origins.items():
-        rows.append((f"memory.{name}", _budget(configuration.catalog.memory, name), where))
+        found.append((f"memory.{name}", _budget(memory, name), _budget(MemorySpec(), name), where))
     for spec in configuration.catalog.models.values():
+        plain = ModelSpec(name="", source="")
         for key, where in configuration.model_origins[spec.name].items():
-            rows.append((f"{spec.name}.{key}", _model_value(spec, key), where))
-    return rows
+            default = "" if key == "preload" else _model_value(plain, key)
+            found.append((f"{spec.name}.{key}", _model_value(spec, key), default, where))
+    return [(name, value, where) for name, value, default, where in found if value != default]
+
+
+def _setting(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    return HIDDEN if SETTINGS[name].key.secret and value is not None else _shown(value)
 
 
 def _model_value(spec: ModelSpec, key: str) -> str:

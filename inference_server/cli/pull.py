@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from inference_server.cli.arguments import VerbParser, add_settings, flags_of
 from inference_server.cli.configured import read_configuration
+from inference_server.cli.display import progress_display
 from inference_server.cli.terminal import Terminal
 from inference_server.config.configuration import find_model
 from inference_server.errors import ConfigError
-
-if TYPE_CHECKING:
-    from inference_server.worker.protocol import Progress
 
 DESCRIPTION = """\
 Fetch a model into the cache, and convert it if it needs that, so that its first load is quick.
@@ -36,7 +31,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     _check_source(spec.source, spec.revision)
     from inference_server.app import pull
 
-    with _progress(terminal) as on_progress:
+    with progress_display(terminal) as on_progress:
         status = pull(configuration.settings, spec, on_progress)
     if status == 0:
         terminal.print(f"{spec.name} is in the cache")
@@ -50,28 +45,3 @@ def _check_source(source: str, revision: str | None) -> None:
         parse_source(source, revision)
     except ConfigError as error:
         raise ConfigError(f"MODEL: {error.message}", param="model") from None
-
-
-@contextmanager
-def _progress(terminal: Terminal) -> Iterator[Callable[[Progress], None]]:
-    """A bar per stage on a terminal, a line per stage elsewhere."""
-    if not terminal.stderr.isatty():
-        yield _StageLines(terminal)
-        return
-    from inference_server.cli.progress import StageBars
-
-    with StageBars(terminal.stderr) as bars:
-        yield bars
-
-
-class _StageLines:
-    """Says each stage once; for logs."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self._stage = ""
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.stage != self._stage:
-            self._stage = progress.stage
-            self._terminal.hint(f"{progress.stage} …")

@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from inference_server.cli.arguments import VerbParser, add_settings, flags_of
 from inference_server.cli.configured import read_configuration
+from inference_server.cli.display import progress_display
 from inference_server.cli.terminal import Terminal
 from inference_server.errors import ConfigError
 
@@ -48,4 +49,4 @@ def run(args: Namespace, terminal: Terminal) -> int:
         )
     from inference_server.app import serve
 
-    return serve(configuration.settings, configuration.catalog)
+    return serve(configuration.settings, configuration.catalog, lambda: progress_display(terminal))

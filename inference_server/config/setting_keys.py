@@ -117,11 +117,6 @@ _OPERATION = (
     Key("cache_dir", kinds.text("FOLDER"), "fetched and converted checkpoints; also $HELIXFLOW_CACHE"),
     Key("log_level", kinds.choice("debug", "info", "warning", "error"), "least severe message to log"),
     Key("log_json", _BOOL, "log one JSON object per line"),
-    Key(
-        "torch_preload",
-        kinds.choice("auto", "always", "never"),
-        "import torch at start, so that loads begin sooner; auto: if a model needs it",
-    ),
 )
 
 

@@ -70,7 +70,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hang_timeout: float = 120.0
     shutdown_timeout: float = 30.0
     num_threads: int = 0
-    torch_preload: str = "auto"
     log_level: str = "info"
     log_json: bool = False
 

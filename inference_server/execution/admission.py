@@ -139,7 +139,7 @@ def _check_apart(together: torch.Tensor, alone: torch.Tensor, dtype: torch.dtype
     worst = float((together - alone).abs().max())
     if not worst <= TOLERANCE[dtype] * max(scale, 1e-6):  # also refuses NaN
         raise _refused(
-            f"two requests in one batch change each other's logits by {worst:.3g} (their spread is {scale:.3g})"
+            f"two requests in a batch change each other's logits by {worst:.3g} (their spread is {scale:.3g})"
         )
 
 

@@ -31,16 +31,19 @@ class LayerCache:
     keys   [num_blocks + 1, block_size, num_kv_heads, key_dim]
     values [num_blocks + 1, block_size, num_kv_heads, value_dim]
 
-    The last block is never written: block tables are padded with it, so that a padded read is always
-    finite and never another request's data.
+    Memory is not touched before it is used: whoever begins a block fills or clears it in the same step.
+    The last block is zero and never written: block tables are padded with it, so that a padded read is
+    always finite and never another request's data.
     """
 
     def __init__(
         self, shape: LayerShape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         dims = (num_blocks + 1, block_size, shape.num_kv_heads)
-        self.keys = torch.zeros((*dims, shape.key_dim), dtype=dtype, device=device)
-        self.values = torch.zeros((*dims, shape.value_dim), dtype=dtype, device=device)
+        self.keys = torch.empty((*dims, shape.key_dim), dtype=dtype, device=device)
+        self.values = torch.empty((*dims, shape.value_dim), dtype=dtype, device=device)
+        self.keys[-1].zero_()
+        self.values[-1].zero_()
         self._flat_keys = self.keys.view(-1, shape.num_kv_heads, shape.key_dim)
         self._flat_values = self.values.view(-1, shape.num_kv_heads, shape.value_dim)
 

@@ -285,7 +285,7 @@ def prepare_message(spec: ModelSpec, settings: Settings) -> Prepare:
         sha256=spec.sha256,
         cache_dir=settings.cache_dir,
         allow_pickle=spec.allow_pickle,
-        trust_remote_code=spec.trust_remote_code or settings.trust_remote_code,
+        trust_remote_code=spec.trust_remote_code,
     )
 
 

@@ -35,14 +35,12 @@ class Residency:
         self.num_leases = 0
         self.quiet = asyncio.Event()
         self.quiet.set()
-        self._is_abandoned = False
 
     def open_lease(self, now_s: float) -> None:
         """One more user."""
         self.num_leases += 1
         self.last_used_s = now_s
-        if not self._is_abandoned:
-            self.quiet.clear()
+        self.quiet.clear()
 
     def close_lease(self, now_s: float) -> None:
         """One user less."""
@@ -52,8 +50,7 @@ class Residency:
             self.quiet.set()
 
     def abandon(self) -> None:
-        """Leases keep nobody waiting any more."""
-        self._is_abandoned = True
+        """Leases keep nobody waiting any more; no new one may be opened."""
         self.quiet.set()
 
 

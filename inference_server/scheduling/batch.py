@@ -5,13 +5,12 @@ A batch holds for one step: its sequences are the scheduler's own and change at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from inference_server.scheduling.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
+class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """Tokens `start … start + num_new_tokens - 1` of one sequence.
 
     `samples`: these are the last tokens that the sequence has, so the logits of the last one give its next.
@@ -23,8 +22,7 @@ class ScheduledSequence:
     samples: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """One step's work, and the ids of the requests that had to give up their blocks for it."""
 
     scheduled: tuple[ScheduledSequence, ...]

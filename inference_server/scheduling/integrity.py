@@ -76,6 +76,7 @@ def _check_waiting(sequence: Sequence) -> None:
     _demand(sequence.status is SequenceStatus.WAITING, name, "listed as waiting, but is not")
     _demand(not sequence.block_ids, name, "waits, but holds blocks")
     _demand(sequence.num_computed_tokens == 0, name, "waits, but has computed tokens")
+    _demand(sequence.num_published_blocks == 0, name, "waits, but has published blocks")
 
 
 def _check_blocks(sequence: Sequence, pool: BlockPool, holders: list[int]) -> None:

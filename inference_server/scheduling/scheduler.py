@@ -68,8 +68,6 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
         self._block_size = config.block_size
-        # One token per step for each running sequence must fit in the budget.
-        self._max_num_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._pool = BlockPool(config.num_blocks)
         self._cache = PrefixCache(
             self._pool, block_size=config.block_size, enabled=config.enable_prefix_caching
@@ -178,7 +176,10 @@ class Scheduler:
         return self._in_flight
 
     def _schedule_running(self, scheduled: list[ScheduledSequence], preempted: list[str]) -> int:
-        """Give every running sequence tokens, in rank order; returns what is left of the budget."""
+        """Give every running sequence tokens, in rank order; returns what is left of the budget.
+
+        There is one for each: a sequence is admitted only into budget that all earlier ones leave over.
+        """
         budget = self._config.max_num_batched_tokens
         running = self._running
         index = 0
@@ -198,7 +199,7 @@ class Scheduler:
 
     def _schedule_waiting(self, scheduled: list[ScheduledSequence], budget: int) -> None:
         """Admit the first in rank for as long as slots, blocks and budget last."""
-        while self._waiting and budget > 0 and len(self._running) < self._max_num_running:
+        while self._waiting and budget > 0 and len(self._running) < self._config.max_num_seqs:
             sequence = self._waiting[0]
             if not self._admit(sequence):
                 break

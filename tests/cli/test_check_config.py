@@ -127,3 +127,13 @@ def test_list_of_nothing_says_how_to_get_something() -> None:
     result = run("list")
     assert (result.status, result.out) == (0, "")
     assert "no models" in result.err
+
+
+def test_a_value_that_is_written_but_equals_the_default_is_not_in_the_table() -> None:
+    Path("models.yaml").write_text(
+        "memory: {gpu: 90%}\nserver: {port: 8000}\nmodels: {m: {source: a/b, dtype: auto}}\n"
+    )
+    table = rows(run("check-config").out)
+    assert table[table.index(["NOT A DEFAULT", "VALUE", "FROM"]) + 1 :] == [
+        ["m.source", "a/b", "models.yaml, line 3"]
+    ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inference_server.config.catalog import (
     Catalog,
@@ -18,6 +22,18 @@ from inference_server.config.catalog import (
 )
 from inference_server.errors import ConfigError, UnknownModel
 
+WORDS = [
+    "source",
+    "aliases",
+    "kv_cache",
+    "tokens",
+    "bytes",
+    "defaults",
+    "temperature",
+    "keep_alive",
+    "gpu",
+    "m",
+]
 FULL = """
 memory: {gpu: 40GiB, host: 50%}
 defaults: {keep_alive: 10m, max_model_len: 4096, dtype: bfloat16}
@@ -222,6 +238,25 @@ def test_a_duplicate_key_is_refused_with_both_lines() -> None:
 )
 def test_hostile_or_broken_yaml_is_a_config_error(text: str, expected: str) -> None:
     assert expected in problem(text)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["memory", "defaults", "models", "server"]), VALUES))
+def test_whatever_the_file_says_it_is_read_or_refused(document: dict[str, object]) -> None:
+    with contextlib.suppress(ConfigError):
+        assert isinstance(parse(yaml.safe_dump(document)), Catalog)
+
+
+@given(st.text(alphabet="models: {}[]&*!<\n-#'\"$env|>%@`\t", max_size=60))
+def test_whatever_the_text_is_it_is_read_or_refused(document: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert isinstance(parse(document), Catalog)
 
 
 # ---------------------------------------------------------------- ${env:NAME}

@@ -168,11 +168,12 @@ class Recorder:
 
 
 def fake_planner(
-    bytes_of: Mapping[str, int | Mapping[str, int]],
+    bytes_of: Mapping[str, int | Mapping[str, int]], planned: dict[str, dict[str, int]]
 ) -> Callable[[ModelSpec, Path, Mapping[str, int]], Awaitable[ModelPlan]]:
-    """Plans of the given bytes, on the CPU where no device is named."""
+    """Plans of the given bytes, on the CPU where no device is named; `planned` keeps what was free."""
 
     async def plan(spec: ModelSpec, folder: Path, capacity_bytes: Mapping[str, int]) -> ModelPlan:
+        planned[spec.name] = dict(capacity_bytes)
         await asyncio.sleep(0)
         wanted = bytes_of[spec.name]
         needed = {"cpu": wanted} if isinstance(wanted, int) else dict(wanted)
@@ -212,6 +213,7 @@ class House:
     launcher: FakeLauncher
     machine: FakeMachine
     recorder: Recorder
+    planned: dict[str, dict[str, int]]
 
     def state(self, name: str) -> ModelState:
         return self.manager.status(name).state
@@ -242,14 +244,15 @@ def build_house(
     machine = FakeMachine(dict(free or budgets))
     house_launcher = launcher or FakeLauncher()
     recorder = Recorder()
+    planned: dict[str, dict[str, int]] = {}
     manager = ModelManager(
         Catalog(models=specs, memory=memory),
         Settings(),
         house_launcher,
         observer=recorder,
         devices=machine.devices,
-        planner=fake_planner(models),
+        planner=fake_planner(models, planned),
         clock=asyncio.get_running_loop().time,
         process_bytes=lambda pid: 0,
     )
-    return House(manager, house_launcher, machine, recorder)
+    return House(manager, house_launcher, machine, recorder, planned)

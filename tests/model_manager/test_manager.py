@@ -365,6 +365,20 @@ def test_pinned_models_stay_and_who_cannot_fit_beside_them_is_refused_at_once() 
     run(scenario())
 
 
+def test_a_plan_is_made_after_the_fetch_for_what_is_not_pinned() -> None:
+    async def scenario() -> None:
+        house = build_house({"a": 20, "b": 5, "c": 5}, a={"pinned": True})
+        for name in ("a", "b"):
+            await house.use(name)
+        waiter = spawn(house.use("c"))
+        await asyncio.sleep(0.5)
+        assert house.planned == {"a": {"cpu": 30}, "b": {"cpu": 10}}
+        await waiter
+        assert house.planned["c"] == {"cpu": 10}  # b may leave, a may not
+
+    run(scenario())
+
+
 def test_memory_that_other_programs_hold_is_not_promised_to_a_model() -> None:
     async def scenario() -> None:
         house = build_house({"a": 10, "b": 10}, budget=30, free={"cpu": 30})
@@ -467,8 +481,10 @@ def test_a_worker_that_dies_while_draining_ends_the_drain() -> None:
         await asyncio.sleep(3)
         unload = spawn(house.manager.unload("a"))
         await settle()
+        died_s = now_s()
         house.launcher.workers["a"].die()
         await unload
+        assert now_s() == died_s
         assert house.state("a") is S.UNLOADED
         assert house.launcher.workers["a"].num_stops == 0
         assert house.manager.budget.reserved_bytes("cpu") == 0
@@ -680,7 +696,9 @@ def test_stopping_ends_loads_and_workers_whoever_uses_them() -> None:
         await settle()
         loading, in_line = spawn(house.use("b")), spawn(house.use("c"))
         await asyncio.sleep(1.5)
+        started_s = now_s()
         await house.manager.stop()
+        assert now_s() - started_s < 5  # does not wait for the lease
         assert house.launcher.alive == set()
         assert house.manager.budget.reserved_bytes("cpu") == 0
         for waiter in (loading, in_line):

@@ -209,11 +209,11 @@ def test_a_preempted_sequence_resumes_before_those_that_came_later() -> None:
 
 
 def test_admission_leaves_a_block_for_each_running_sequence_so_that_none_is_thrown_out_at_once() -> None:
-    simulation = Simulation(make_config(num_blocks=5, max_num_batched_tokens=32))
+    simulation = Simulation(make_config(num_blocks=6, max_num_batched_tokens=32))
     simulation.add(make_request("a", range(8), max_tokens=8))
     simulation.step()
-    simulation.add(make_request("b", range(20, 32), max_tokens=1))
-    assert scheduled_counts(simulation) == {"a": 1}
+    simulation.add(make_request("b", range(20, 32), max_tokens=9))
+    assert scheduled_counts(simulation) == {"a": 1}  # 3 blocks are free, and b needs no more
     simulation.run()
     assert simulation.scheduler.stats().num_preemptions == 0
 
