@@ -1,0 +1,191 @@
+"""One streaming chat request, timed. It knows OpenAI's wire format, no statistics and no load pattern.
+
+It shares its machine with the server that it measures, so it reads the stream as cheaply as it can.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import httpx
+import msgspec
+
+_DONE = b"[DONE]"
+_MAX_ERROR_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What one request gave. Times are seconds since it was sent; `error` says why it failed, if it did.
+
+    `latency_s` is the time to the end of the answer. `gaps_s` lie between pieces of text. `ttft_s` is None if
+    no text came. Token counts are the server's own `usage`; without one, pieces of text stand for tokens.
+    """
+
+    latency_s: float
+    ttft_s: float | None = None
+    gaps_s: tuple[float, ...] = ()
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    error: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: object = None
+
+
+class StreamFailed(Exception):  # noqa: N818 - the name says what happened
+    """The answer did not come to its proper end."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EventSplitter:
+    """Cuts a byte stream into the payloads of its `data:` lines; comments and other fields are dropped."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The payloads that `data` completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One answer while it comes in."""
+
+    num_pieces: int = 0
+    first_s: float | None = None
+    last_s: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
+    usage: _Usage | None = None
+    done: bool = False
+
+    def take(self, chunk: _Chunk, now_s: float) -> None:
+        if chunk.error is not None:
+            raise StreamFailed(f"error event: {_message(chunk.error)}")
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        delta = chunk.choices[0].delta if chunk.choices else None
+        if delta is None or not (delta.content or delta.reasoning_content):
+            return
+        if self.first_s is None:
+            self.first_s = now_s
+        else:
+            self.gaps_s.append(now_s - self.last_s)
+        self.last_s = now_s
+        self.num_pieces += 1
+
+
+class LoadClient:
+    """Sends prompts to one server and model. `extras` are further fields of the body."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        *,
+        base_url: str,
+        model: str,
+        output_len: int,
+        extras: Mapping[str, object],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._http = http
+        self._url = f"{base_url}/v1/chat/completions"
+        self._fields = {
+            "model": model,
+            "max_tokens": output_len,
+            "temperature": 0.0,
+            "stream": True,
+            **extras,
+        }
+        self._clock = clock
+        self._decoder = msgspec.json.Decoder(_Chunk)
+
+    async def send(self, prompt: str) -> RequestRecord:
+        """One request. Never raises for what a server may do: a failure is a record with `error`."""
+        start_s = self._clock()
+        try:
+            answer = await self.stream(prompt)
+        except (StreamFailed, httpx.HTTPError, msgspec.DecodeError) as error:
+            return RequestRecord(latency_s=self._clock() - start_s, error=_describe(error))
+        end_s = self._clock()
+        usage = answer.usage
+        return RequestRecord(
+            latency_s=end_s - start_s,
+            ttft_s=None if answer.first_s is None else answer.first_s - start_s,
+            gaps_s=tuple(answer.gaps_s),
+            num_input_tokens=usage.prompt_tokens if usage else 0,
+            num_output_tokens=usage.completion_tokens if usage else answer.num_pieces,
+        )
+
+    async def stream(self, prompt: str) -> _Answer:
+        """One request to its end.
+
+        Raises:
+            StreamFailed, httpx.HTTPError, msgspec.DecodeError: refused, broken off or unreadable.
+        """
+        body = {**self._fields, "messages": [{"role": "user", "content": prompt}]}
+        async with self._http.stream("POST", self._url, json=body) as response:
+            if response.status_code != 200:
+                content = await response.aread()
+                status = response.status_code
+                raise StreamFailed(f"status {status}: {_error_text(content)}", status)
+            answer = _Answer()
+            splitter = EventSplitter()
+            async for data in response.aiter_bytes():
+                self._take(answer, splitter.feed(data))
+        if not answer.done:
+            raise StreamFailed("the stream ended before [DONE]")
+        return answer
+
+    def _take(self, answer: _Answer, payloads: Iterator[bytes]) -> None:
+        now_s = self._clock()
+        for payload in payloads:
+            if payload == _DONE:
+                answer.done = True
+            else:
+                answer.take(self._decoder.decode(payload), now_s)
+
+
+def _error_text(content: bytes) -> str:
+    try:
+        body = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return content.decode("utf-8", "replace").strip()[:_MAX_ERROR_CHARS]
+    return _message(body.get("error", body) if isinstance(body, dict) else body)
+
+
+def _message(error: object) -> str:
+    text = error.get("message", error) if isinstance(error, dict) else error
+    return str(text)[:_MAX_ERROR_CHARS]
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, StreamFailed):
+        return str(error)
+    return f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
