@@ -89,9 +89,9 @@ async def _run(settings: Settings, catalog: Catalog, sock: socket.socket, displa
         try:
             return await _live(settings, sock, manager, service, stop, display)
         finally:
+            await manager.stop()  # before the listener: streams that are left get their error event
             http.should_exit = True
             await serving
-            await manager.stop()
             await fork_server.stop()
 
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from inference_server.bench.statistics import PERCENTILES
 
 _TITLES = {
-    "ttft": "time to first token",
-    "tpot": "time per output token",
-    "itl": "gap between pieces of text",
-    "e2el": "time to the last byte",
+    "ttft": "first token",
+    "tpot": "per output token",
+    "itl": "between texts",
+    "e2el": "whole answer",
 }
 _COUNTS = (
     ("completed", "requests completed", ""),

@@ -7,8 +7,9 @@ import random
 from dataclasses import dataclass
 
 _WORDS = (
-    "river stone market window garden letter engine captain silver morning winter bridge number island teacher "
-    "music coffee shadow forest machine story village doctor paper ocean yellow planet signal basket harbor"
+    "river stone market window garden letter engine captain silver morning winter bridge number island "
+    "teacher music coffee shadow forest machine story village doctor paper ocean yellow planet signal "
+    "basket harbor"
 )
 _INSTRUCTION = "Write a long story using these words: "
 _NUM_OVERHEAD_TOKENS = 25  # the instruction and a usual chat template

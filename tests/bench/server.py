@@ -75,7 +75,7 @@ def running(respond: Callable[[Body], Chunks | str] = answer) -> Iterator[FakeSe
 
     async def serve() -> None:
         server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
-        fake.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         stop.append(lambda: loop.call_soon_threadsafe(ended.set))
         started.set()

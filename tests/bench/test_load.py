@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from itertools import pairwise
 
 from inference_server.bench.client import RequestRecord
 from inference_server.bench.load import LoadDriver
@@ -21,8 +22,8 @@ class FakeTime:
         return self.now_s
 
     async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)  # what was started before runs before
         self.now_s += seconds
-        await asyncio.sleep(0)
 
 
 def test_a_seed_gives_the_same_words_and_a_label_makes_them_new_to_a_prefix_cache() -> None:
@@ -49,7 +50,7 @@ def test_prompts_have_about_the_length_that_was_asked_for() -> None:
 def test_arrivals_keep_the_rate_and_burstiness_makes_their_gaps_uneven() -> None:
     def spread(burstiness: float) -> float:
         arrivals_s = make_arrivals(4000, 10.0, burstiness, random.Random(0))
-        gaps_s = [after - before for before, after in zip(arrivals_s, arrivals_s[1:], strict=False)]
+        gaps_s = [after - before for before, after in pairwise(arrivals_s)]
         mean_s = sum(gaps_s) / len(gaps_s)
         assert 0.08 < mean_s < 0.12
         return math.sqrt(sum((gap_s - mean_s) ** 2 for gap_s in gaps_s) / len(gaps_s)) / mean_s
