@@ -37,9 +37,7 @@ def test_a_finished_request_is_counted() -> None:
     metrics.request_finished("m", usage, FinishReason.STOP, e2e_s=2.0, decode_s=1.0)
     assert sample(metrics, "vllm:prompt_tokens_total", model_name="m") == 10
     assert sample(metrics, "vllm:generation_tokens_total", model_name="m") == 5
-    assert (
-        sample(metrics, "vllm:request_success_total", model_name="m", finished_reason="stop") == 1
-    )
+    assert sample(metrics, "vllm:request_success_total", model_name="m", finished_reason="stop") == 1
     assert sample(metrics, "vllm:request_time_per_output_token_seconds_sum", model_name="m") == 0.25
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks of the whole server. Results, negative ones too, are in RESULTS.md."""
