@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import secrets
 import time
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -28,7 +26,10 @@ from inference_server.generation.service import GenerationService
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.metrics import Metrics
 
-logger = logging.getLogger(__name__)
+_ROUTING_ERRORS = {
+    404: ("There is no such route", "not_found"),
+    405: ("This route does not take this method", "method_not_allowed"),
+}
 
 
 def build_application(
@@ -41,20 +42,23 @@ def build_application(
 ) -> Starlette:
     """The whole HTTP surface over the given objects."""
     routes = _routes()
+    paths = {route.path for route in routes}
     application = Starlette(
         routes=routes,
         middleware=[
-            Middleware(ObservationMiddleware, metrics=metrics, paths={route.path for route in routes}),
+            Middleware(ObservationMiddleware, metrics=metrics, paths=paths, root_path=settings.root_path),
             Middleware(
                 AccessMiddleware,
                 api_keys=[settings.api_key] if settings.api_key else [],
                 bound_host=settings.host,
+                root_path=settings.root_path,
             ),
         ],
         exception_handlers={
             HelixFlowError: _known_error,
             HTTPException: _http_error,
             ClientDisconnected: _nobody_there,
+            ClientDisconnect: _nobody_there,  # while its body was being read
             Exception: _unknown_error,
         },
     )
@@ -66,7 +70,6 @@ def build_application(
         service=service,
         metrics=metrics,
         created=int(time.time()),
-        system_fingerprint=f"fp_{secrets.token_hex(5)}",
     )
     return application
 
@@ -96,15 +99,17 @@ def _routes() -> list[Route]:
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HelixFlowError)
+    if not isinstance(error, HelixFlowError):
+        raise error
     return error_response(error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    words = {404: "There is no such route", 405: "This route does not take this method"}
-    message = f"{words.get(error.status_code, error.detail)}: {request.method} {request.url.path[:200]}"
-    body = envelope(message, "invalid_request_error", None, "not_found" if error.status_code == 404 else None)
+    if not isinstance(error, HTTPException):
+        raise error
+    words, code = _ROUTING_ERRORS.get(error.status_code, (error.detail, None))
+    message = f"{words}: {request.method} {request.scope['path'][:200]}"
+    body = envelope(message, "invalid_request_error", None, code)
     return Response(body, error.status_code, error.headers, media_type="application/json")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import TypeVar
 
@@ -17,8 +18,10 @@ from inference_server.errors import (
 
 T = TypeVar("T")
 MAX_JSON_DEPTH = 64
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_AS_SQUARE = bytes.maketrans(b"{}", b"[]")
+_CHARSET = re.compile(r'(charset="?utf-?8"?)?;?', re.IGNORECASE)
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`")
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
@@ -33,19 +36,20 @@ async def read_json(request: Request, decoder: msgspec.json.Decoder[T], max_byte
         InvalidRequest: no JSON, nested too deeply, or a field is missing, unknown or out of range.
     """
     # A web page may post other types across origins without asking; JSON it may not.
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType("send the body with 'Content-Type: application/json'")
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    if media_type.strip().lower() != "application/json" or not _CHARSET.fullmatch(parameters.strip()):
+        raise UnsupportedMediaType("send the body as UTF-8 with 'Content-Type: application/json'")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaType("send the body without a Content-Encoding")
     body = await _read(request, max_bytes)
-    if body.startswith(b"\xef\xbb\xbf"):
-        body = body[3:]
-    _check_depth(body)
     try:
-        return decoder.decode(body)
+        value = decoder.decode(body.removeprefix(codecs.BOM_UTF8))
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {_printable(str(error))}") from None
+    _check_depth(body)
+    return value
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -61,13 +65,14 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 
 def _check_depth(body: bytes) -> None:
+    """For valid JSON only, which the decoder's own limit keeps from being thousands of levels deep."""
     if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
         return
-    depth = 0
-    for bracket in _STRING.sub(b"", body).translate(None, _NOT_BRACKETS):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > MAX_JSON_DEPTH:
-            raise InvalidRequest(f"the body is nested more than {MAX_JSON_DEPTH} levels deep")
+    brackets = _STRING.sub(b"", body).translate(_AS_SQUARE, _NOT_BRACKETS)
+    for _ in range(MAX_JSON_DEPTH):
+        brackets = brackets.replace(b"[]", b"")  # one level, the innermost, in one pass
+    if brackets:
+        raise InvalidRequest(f"the body is nested more than {MAX_JSON_DEPTH} levels deep")
 
 
 def _explained(message: str) -> InvalidRequest:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from inference_server.config.catalog import Catalog, ModelSpec
+from inference_server.api.schemas.answers import Frame
+from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
 from inference_server.errors import InvalidRequest
-from inference_server.generation.service import GenerationService
+from inference_server.generation.requests import TextRequest
+from inference_server.generation.service import Generation, GenerationService
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.metrics import Metrics
 
@@ -27,11 +30,10 @@ class ApiContext:
     service: GenerationService
     metrics: Metrics
     created: int
-    system_fingerprint: str
 
-    def resolve(self, model: str) -> ModelSpec:
-        """The model that a client means by a name or alias. Raises UnknownModel."""
-        return self.catalog.resolve(model)
+    def resolve(self, model: str) -> str:
+        """The configured name behind a name or alias. Raises UnknownModel."""
+        return self.catalog.resolve(model).name
 
 
 def context_of(request: Request) -> ApiContext:
@@ -45,6 +47,11 @@ def context_of(request: Request) -> ApiContext:
 def new_id(prefix: str) -> str:
     """A fresh id, e.g. `chatcmpl-…`."""
     return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def frame_of(wanted: TextRequest, generation: Generation) -> Frame:
+    """What the answer to a request says about itself; the model by the name that the client used."""
+    return Frame(wanted.request_id, wanted.model, int(time.time()), generation.fingerprint)
 
 
 def timeout_of(request: Request, field: float | None) -> float | None:

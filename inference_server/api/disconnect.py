@@ -1,39 +1,47 @@
-"""For answers that are sent in one piece: work is dropped when the client leaves."""
+"""A client that leaves ends the work done for it, at whatever point that work is."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from types import TracebackType
 
-from starlette.requests import Request
-
-T = TypeVar("T")
+from starlette.types import Receive
 
 
 class ClientDisconnected(Exception):  # noqa: N818
     """Nobody is there to read the answer."""
 
 
-async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client leaves.
+class CancelOnDisconnect:
+    """Async context manager: cancels its block when the client leaves. The body must have been read.
 
-    Raises:
-        ClientDisconnected: it left first.
+    Raises ClientDisconnected in place of that cancellation; a cancellation from elsewhere stays one.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnected
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_left = False
+        self._task: asyncio.Task[object] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._watch = asyncio.create_task(self._wait())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if not self._has_left or self._task is None:
+            return
+        others = self._task.uncancel()
+        if kind is asyncio.CancelledError and others == 0:
+            raise ClientDisconnected from None
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._has_left = True
+        if self._task is not None:
+            self._task.cancel()

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from inference_server.model_manager.manager import ModelManager
-from inference_server.model_manager.states import ModelState
+from inference_server.worker.protocol import Progress
 
+WAITING = "waiting for the model"
 _WORDS = {
     "download": "downloading",
     "convert": "converting",
+    "memory": "finding memory for",
     "load": "loading",
     "check": "checking",
     "warm-up": "warming up",
 }
 
 
-def loading_status(manager: ModelManager, model: str) -> str | None:
-    """E.g. "loading model … 43%"; None once the model is ready."""
-    status = manager.status(model)
-    if status.state is ModelState.READY:
-        return None
-    if status.progress is None:
-        return "waiting for the model"
-    stage, fraction = status.progress
-    percent = "" if fraction is None else f" {fraction:.0%}"
-    return f"{_WORDS.get(stage, stage)} model …{percent}"
+def loading_status(progress: Progress) -> str:
+    """E.g. "loading model … 43%"."""
+    percent = "" if progress.fraction is None else f" {progress.fraction:.0%}"
+    return f"{_WORDS.get(progress.stage, progress.stage)} model …{percent}"

@@ -1,6 +1,7 @@
-"""Bounded queues: how many requests may be in the house, per model and in all. Refuses before work starts.
+"""Bounded queues: how many sequences may be in the house, per model and in all. Refuses before work starts.
 
-Owner: the event loop.
+Nothing waits here: the waiting is in the manager (for the model) and in the worker (for a turn). Owner: the
+event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ _MAX_RETRY_AFTER_S = 60.0
 
 
 class Admission:
-    """Counts requests in progress. Whatever exceeds what a model runs at once is its queue."""
+    """Counts sequences in progress: a request has one per prompt.
+
+    Whatever exceeds what a model runs at once is its queue.
+    """
 
     def __init__(self, *, max_running: int, max_queued: int, max_queued_total: int) -> None:
         self._max_running = max_running
@@ -28,26 +32,30 @@ class Admission:
 
     @property
     def num_requests(self) -> int:
-        """Requests in progress, queued ones included."""
+        """Sequences in progress on all models, queued ones included."""
         return self._in_progress.total()
 
+    def num_in_progress(self, model: str) -> int:
+        """Sequences that one model has, queued ones included."""
+        return self._in_progress[model]
+
     def num_queued(self, model: str) -> int:
-        """Requests beyond what the model runs at once."""
+        """Sequences beyond what the model runs at once."""
         return max(0, self._in_progress[model] - self._max_running)
 
     @contextmanager
-    def admitted(self, model: str) -> Iterator[None]:
-        """Hold a place for the length of a request.
+    def admitted(self, model: str, num_seqs: int = 1) -> Iterator[None]:
+        """Hold a place for each sequence of a request, for the length of the block.
 
         Raises:
             QueueFull: the model's or the server's queue is full; says when to come again.
         """
-        self.check(model)
-        self._in_progress[model] += 1
+        self._check(model, num_seqs)
+        self._in_progress[model] += num_seqs
         try:
             yield
         finally:
-            self._in_progress[model] -= 1
+            self._in_progress[model] -= num_seqs
             if not self._in_progress[model]:
                 del self._in_progress[model]
 
@@ -55,17 +63,20 @@ class Admission:
         """A request has finished after this time."""
         self._mean_seconds += _SMOOTHING * (seconds - self._mean_seconds)
 
-    def check(self, model: str) -> None:
-        """Raise QueueFull if a request for `model` would be refused now."""
+    def _check(self, model: str, num_seqs: int) -> None:
         queued = self.num_queued(model)
-        if self._in_progress[model] >= self._max_running + self._max_queued:
+        grown = max(0, self._in_progress[model] + num_seqs - self._max_running)
+        if grown == 0:
+            return
+        if grown > self._max_queued:
             raise QueueFull(
-                f"{queued} requests already wait for this model; try again later",
+                f"the model's queue is full: {queued} requests wait for it; try again later",
                 retry_after_s=self._retry_after_s(queued),
             )
-        if sum(self.num_queued(name) for name in self._in_progress) >= self._max_queued_total:
+        queued_total = sum(self.num_queued(name) for name in self._in_progress)
+        if queued_total + grown - queued > self._max_queued_total:
             raise QueueFull(
-                "too many requests already wait on this server; try again later",
+                f"the server's queue is full: {queued_total} requests wait; try again later",
                 retry_after_s=self._retry_after_s(queued),
             )
 

@@ -1,4 +1,4 @@
-"""From token ids to text, a few ids at a time: only whole characters leave, and none is lost."""
+"""Token ids → text, a few at a time, never cutting a character in two. Knows no stop strings."""
 
 from __future__ import annotations
 
@@ -7,39 +7,53 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-_PRIMING_TOKENS = 6  # of the prompt, so that the first token's leading space comes out right
+_MIN_CONTEXT, _MAX_CONTEXT = 4, 24  # prompt tokens that decide how the first word joins on
 
 
 class Detokenizer:
-    """One request's stream of text. Owner: the request."""
+    """The text of one output. Special tokens give no text. Owner: the request."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(prompt_token_ids[-_PRIMING_TOKENS:]), skip_special_tokens=True)
-        self._pending: list[int] = []  # ids that have not become text yet
+        self._context = self._tail(prompt_token_ids)  # ids whose text is out already
+        self._pending: list[int] = []  # ids whose text is not complete yet
+        self._stream = DecodeStream(ids=self._context, skip_special_tokens=True)
 
     def feed(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete, possibly empty."""
-        text = ""
-        for token_id in token_ids:
-            self._pending.append(token_id)
-            piece = self._step(token_id)
-            if piece:
-                text += piece
-                self._pending.clear()
-        return text
+        """The text that these tokens complete; empty while a character is incomplete."""
+        return "".join([self._step(token_id) for token_id in token_ids])
 
     def flush(self) -> str:
-        """What is left at the end: an unfinished character becomes a replacement character."""
-        pending, self._pending = self._pending, []
-        return str(self._tokenizer.decode(pending, skip_special_tokens=True)) if pending else ""
+        """What is left at the end: an incomplete character comes out as U+FFFD."""
+        if not self._pending:
+            return ""
+        before = self._tokenizer.decode(self._context)
+        after = self._tokenizer.decode([*self._context, *self._pending])
+        self._pending = []
+        return after[len(before) :] if after.startswith(before) else ""
 
-    def _step(self, token_id: int) -> str | None:
+    def _step(self, token_id: int) -> str:
+        self._pending.append(token_id)
         try:
-            return self._stream.step(self._tokenizer, token_id)
-        except Exception as error:
-            # The library gives up on some byte sequences; a fresh stream goes on from the next character.
-            if "Invalid prefix" not in str(error):
-                raise
-            self._stream = DecodeStream(skip_special_tokens=True)
-            return self._stream.step(self._tokenizer, token_id)
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception:  # "Invalid prefix encountered", a bare Exception: start anew from here
+            text = self._restart()
+        if text is None:
+            return ""
+        self._context, self._pending = self._pending, []
+        return text
+
+    def _restart(self) -> str:
+        text = self.flush()
+        self._context = []
+        self._stream = DecodeStream(skip_special_tokens=True)
+        return text
+
+    def _tail(self, token_ids: Sequence[int]) -> list[int]:
+        """The shortest end of the prompt that does not begin inside a character."""
+        tail: list[int] = []
+        for length in range(min(_MIN_CONTEXT, len(token_ids)), min(_MAX_CONTEXT, len(token_ids)) + 1):
+            tail = list(token_ids[len(token_ids) - length :])
+            if not self._tokenizer.decode(tail).startswith("�"):
+                break
+        return tail

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class PromptTemplate:
         """Raises ModelLoadFailed if the folder's tokenizer or template cannot be read."""
         try:
             self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer.no_truncation()  # a repository's file may have either switched on
+            self.tokenizer.no_padding()
             self.tokenizer.no_truncation()  # a repository's file may have either switched on
             self.tokenizer.no_padding()
         except Exception as error:
@@ -68,27 +70,26 @@ class PromptTemplate:
             raise UnsupportedParameter(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
+        variables = {
+            **self._names,
+            "messages": [self._defused(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            text = self._template.render(
-                messages=[self._defused(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **self._names,
-            )
+            return _joined(self._template.generate(variables))
+        except InvalidRequest:
+            raise
         except _TemplateRefusal as refusal:
             raise InvalidRequest(f"the model's chat template says: {refusal}", param="messages") from None
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever a template may do wrong, the messages made it do it
             raise InvalidRequest(
                 f"the model's chat template cannot write these messages ({type(error).__name__})",
                 param="messages",
             ) from error
-        if len(text) > MAX_RENDERED_CHARS:
-            raise InvalidRequest("the conversation is too long once written out", param="messages")
-        return text
 
     def _defused(self, value: Any) -> Any:
         """A copy of `value` in which no string spells a special token without a seam inside."""
         if isinstance(value, str):
-            value = value.replace("\ue000", "").replace("\ue001", "") if "\ue000" in value else value
             for special in self._specials:
                 if special in value:
                     value = value.replace(special, special[0] + self._seam + special[1:])
@@ -98,6 +99,18 @@ class PromptTemplate:
         if isinstance(value, (list, tuple)):
             return [self._defused(entry) for entry in value]
         return value
+
+
+def _joined(pieces: Iterator[str]) -> str:
+    """The text, given up as soon as it is too long."""
+    kept: list[str] = []
+    num_chars = 0
+    for piece in pieces:
+        num_chars += len(piece)
+        if num_chars > MAX_RENDERED_CHARS:
+            raise InvalidRequest("the conversation is too long once written out", param="messages")
+        kept.append(piece)
+    return "".join(kept)
 
 
 class _TemplateRefusal(Exception):  # noqa: N818
@@ -123,8 +136,17 @@ def _refuse(message: str) -> None:
     raise _TemplateRefusal(str(message)[:500])
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the HTML escaping of jinja2's own filter, as checkpoints expect it."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _strftime_now(pattern: str) -> str:

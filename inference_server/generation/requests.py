@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from inference_server.types import FinishReason, Usage
+from inference_server.types import FinishReason
 
 
 class ChatPrompt(msgspec.Struct, frozen=True):
@@ -33,9 +34,13 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the client set; None means the model's default, or else the server's."""
+    """What the client set, each value in range; None means the model's default, or else the server's.
+
+    `fallback_max_tokens` is the server's default for `max_tokens`; None is up to the context limit.
+    """
 
     max_tokens: int | None = None
+    fallback_max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -50,21 +55,25 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer wanted. `timeout_s` is counted from the moment the service takes it."""
+    """One answer per prompt is wanted. `request_id` is the server's own, unique in it.
+
+    `timeout_s` is counted from the moment the service takes the request; it can only shorten the server's.
+    """
 
     request_id: str
     model: str
-    prompt: Prompt
-    sampling: SamplingOptions
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingOptions = SamplingOptions()
     stop: tuple[str, ...] = ()
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
 
 
-class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of the answer. `finish_reason` and `usage` are on the last one only."""
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of answer `index`. `finish_reason` is on its last piece only."""
 
+    index: int
     text: str
     finish_reason: FinishReason | None = None
-    usage: Usage | None = None

@@ -1,57 +1,110 @@
-"""Runs one request from its prompt to its last piece of text: admit → lease → encode → run → account.
+"""Runs one request from its prompts to its last piece of text: admit → lease → encode → run → account.
 
-Owner: the event loop; long prompts are encoded in threads. Knows no HTTP and no JSON.
+The one place where queue limits, deadlines and leases meet. Knows no HTTP and no JSON. Owner: the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from pathlib import Path
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-import msgspec
-
+from inference_server import __version__
 from inference_server.config.catalog import ModelSpec
 from inference_server.config.settings import Settings
-from inference_server.errors import DeadlineExceeded, OverLimit, ShuttingDown
+from inference_server.errors import (
+    DeadlineExceeded,
+    HelixFlowError,
+    InvalidRequest,
+    ShuttingDown,
+    UnsupportedParameter,
+)
 from inference_server.generation.admission import Admission
+from inference_server.generation.answer import Answer, merged
+from inference_server.generation.detokenizer import Detokenizer
 from inference_server.generation.prompt import PromptTemplate
-from inference_server.generation.requests import ChatPrompt, TextDelta, TextPrompt, TextRequest, TokenPrompt
+from inference_server.generation.recorder import Clock, RequestRecorder
+from inference_server.generation.requests import ChatPrompt, TextDelta, TextRequest, TokenPrompt
 from inference_server.generation.sampling import resolve_sampling
-from inference_server.generation.text_stream import TextStream
-from inference_server.generation.timing import RequestTimer
+from inference_server.generation.stopping import StopStrings
+from inference_server.generation.templates import Templates
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import ModelPlan
+from inference_server.model_manager.record import ProgressListener
 from inference_server.telemetry.metrics import Metrics
-from inference_server.types import GenerationRequest, TokenDelta
+from inference_server.types import GenerationRequest, SamplingParams, Usage
 
-INLINE_CHARS = 2048  # shorter prompts are encoded on the loop: a thread would cost more than it saves
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A request that runs: iterate over `deltas` once; `usage` is complete when they have ended.
+
+    `fingerprint` changes whenever the same request might get another answer.
+    """
+
+    answers: tuple[Answer, ...]
+    fingerprint: str
+
+    def deltas(self) -> AsyncGenerator[TextDelta, None]:
+        """The text of all answers as it comes. Close it to abort.
+
+        Raises (while iterating):
+            InvalidRequest: the worker refuses a prompt.
+            WorkerDied, InternalError: a fault in this model.
+        """
+        return merged(self.answers)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far, of all answers together."""
+        return Usage(
+            prompt_tokens=sum(answer.num_prompt_tokens for answer in self.answers),
+            completion_tokens=sum(answer.num_output_tokens for answer in self.answers),
+            cached_tokens=sum(answer.num_cached_tokens for answer in self.answers),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A request's prompts as token ids, with parameters that fit the model."""
+
+    template: PromptTemplate
+    prompts: tuple[tuple[tuple[int, ...], SamplingParams], ...]
 
 
 class GenerationService:
-    """Generates text for the API. After `shut_down` new requests are refused; running ones go on."""
+    """Generates text for the API. After `shut_down` new requests are refused; running ones go on.
 
-    def __init__(self, manager: ModelManager, settings: Settings, metrics: Metrics) -> None:
+    `clock` gives monotonic seconds and must be the manager's.
+    """
+
+    def __init__(
+        self, manager: ModelManager, settings: Settings, metrics: Metrics, *, clock: Clock = time.monotonic
+    ) -> None:
         self._manager = manager
         self._metrics = metrics
+        self._clock = clock
         self._max_timeout_s = settings.request_timeout
+        self._templates = Templates()
         self._admission = Admission(
             max_running=settings.max_num_seqs,
             max_queued=settings.max_num_queued_reqs,
             max_queued_total=settings.max_queued_total,
         )
-        self._templates: dict[str, tuple[Path, PromptTemplate]] = {}  # model → (folder, template)
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode")
         self._draining = False
 
     @property
     def num_requests(self) -> int:
-        """Requests in progress, queued ones included."""
+        """Sequences in progress, queued ones included."""
         return self._admission.num_requests
+
+    def num_in_progress(self, model: str) -> int:
+        """Sequences in progress on one model (its configured name), queued ones included."""
+        return self._admission.num_in_progress(model)
 
     @property
     def is_draining(self) -> bool:
@@ -62,105 +115,73 @@ class GenerationService:
         """Refuse new requests from now on."""
         self._draining = True
 
-    async def checked(self, request: TextRequest, spec: ModelSpec) -> TextRequest:
-        """The request, refused now if `stream` would refuse it, as far as that is known without a load.
+    @asynccontextmanager
+    async def open(
+        self, request: TextRequest, on_progress: ProgressListener | None = None
+    ) -> AsyncIterator[Generation]:
+        """Run a request for the length of the block. Leaving it early, in whatever phase, frees it at once.
 
-        Its prompt comes back encoded where the model's tokenizer is at hand.
+        It is entered when the worker has its prompts; before that, `on_progress` hears of the model's load.
 
         Raises:
-            ShuttingDown, QueueFull: the request would not be taken.
-            InvalidRequest, ContextTooLong: the prompt cannot be served.
-        """
-        self._refuse_if_draining()
-        self._admission.check(spec.name)
-        plan = self._manager.status(spec.name).plan
-        if plan is not None:
-            prompt = await self._encode(await self._template(spec, plan), request)
-            resolve_sampling(
-                request.sampling,
-                spec.defaults,
-                num_prompt_tokens=len(prompt),
-                max_model_len=plan.max_model_len,
-            )
-            return msgspec.structs.replace(request, prompt=TokenPrompt(prompt))
-        return request
-
-    async def stream(self, request: TextRequest, spec: ModelSpec) -> AsyncGenerator[TextDelta, None]:
-        """The answer, piece by piece; the last piece has the finish reason and the usage.
-
-        Closing the iterator, or cancelling, frees the request everywhere within one step.
-
-        Raises (while iterating):
-            QueueFull, ShuttingDown: nothing was started.
-            InvalidRequest, ContextTooLong: the prompt cannot be served.
+            UnknownModel: nothing was started; so with the next three.
+            ShuttingDown, QueueFull: it is not taken now.
+            InvalidRequest, ContextTooLong: it cannot be served.
             ModelLoadFailed, InsufficientMemory: the model cannot be had.
-            DeadlineExceeded: the time is up, in the queue or during generation.
-            WorkerDied, InternalError: a fault in this model.
+            DeadlineExceeded: the time is up, in the queue or inside the block.
         """
-        timer = RequestTimer(self._metrics, spec.name)
-        deadline_s = time.monotonic() + min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
+        status = self._manager.status(request.model)
+        recorder = RequestRecorder(self._metrics, status.name, self._clock)
         try:
             self._refuse_if_draining()
-            with self._admission.admitted(spec.name):
-                async with self._manager.acquire(spec.name, deadline_s=deadline_s) as lease:
-                    timer.leased()
-                    async with aclosing(self._generate(lease, request, timer, deadline_s)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-            self._admission.observe(timer.elapsed_s)
-        except OverLimit as refusal:
-            self._metrics.rejected.labels(spec.name, refusal.code).inc()
+            _check_task(status.spec)
+            with self._admission.admitted(status.name, len(request.prompts)):
+                async with self._running(request, status.plan, recorder, on_progress) as generation:
+                    yield generation
+            self._admission.observe(recorder.elapsed_s)
+        except HelixFlowError as error:
+            recorder.refused(error.code)
             raise
-        except (asyncio.CancelledError, GeneratorExit):
-            timer.cancelled()
+        except asyncio.CancelledError:
+            recorder.cancelled()
             raise
 
-    async def _generate(
-        self, lease: Lease, request: TextRequest, timer: RequestTimer, deadline_s: float
-    ) -> AsyncGenerator[TextDelta, None]:
-        template = await self._template(lease.spec, lease.plan)
-        prompt = await self._encode(template, request)
-        sampling = resolve_sampling(
-            request.sampling,
-            lease.spec.defaults,
-            num_prompt_tokens=len(prompt),
-            max_model_len=lease.plan.max_model_len,
-        )
-        text = TextStream(template.tokenizer, prompt, request.stop)
-        generation = GenerationRequest(
-            request_id=request.request_id,
-            prompt_token_ids=prompt,
-            sampling=sampling,
-            cache_salt=request.cache_salt,
-            priority=request.priority,
-        )
-        async with aclosing(lease.worker.generate(generation)) as deltas:
-            while True:
-                delta = await _next_delta(deltas, deadline_s)
-                timer.token()
-                piece = text.feed(delta)
-                if piece.finish_reason is not None and piece.usage is not None:
-                    timer.finished(piece.usage, piece.finish_reason)
-                    yield piece
-                    return
-                if piece.text:
-                    yield piece
+    @asynccontextmanager
+    async def _running(
+        self,
+        request: TextRequest,
+        plan: ModelPlan | None,
+        recorder: RequestRecorder,
+        on_progress: ProgressListener | None,
+    ) -> AsyncIterator[Generation]:
+        """`plan` is the model's last one, by which a request is refused before the model is loaded for it."""
+        timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
+        deadline_s = self._clock() + timeout_s
+        spec = self._manager.status(request.model).spec
+        encoded = None if plan is None else await self._encode(request, spec, plan)
+        acquiring = self._manager.acquire(request.model, deadline_s=deadline_s, on_progress=on_progress)
+        async with acquiring as lease, _deadline(deadline_s - self._clock(), timeout_s):
+            if encoded is None or lease.plan is not plan:
+                encoded = await self._encode(request, lease.spec, lease.plan)
+            recorder.leased()
+            yield _generation(request, lease, encoded, recorder)
 
-    async def _template(self, spec: ModelSpec, plan: ModelPlan) -> PromptTemplate:
-        """The model's tokenizer and template, read once per prepared folder."""
-        folder = Path(plan.load.folder)
-        known = self._templates.get(spec.name)
-        if known is None or known[0] != folder:
-            loop = asyncio.get_running_loop()
-            known = (folder, await loop.run_in_executor(self._threads, PromptTemplate, folder))
-            self._templates[spec.name] = known
-        return known[1]
-
-    async def _encode(self, template: PromptTemplate, request: TextRequest) -> tuple[int, ...]:
-        if _num_chars(request) <= INLINE_CHARS:
-            return _token_ids(template, request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _token_ids, template, request)
+    async def _encode(self, request: TextRequest, spec: ModelSpec, plan: ModelPlan) -> _Encoded:
+        template = await self._templates.get(plan.load.folder)
+        prompts: list[tuple[tuple[int, ...], SamplingParams]] = []
+        for prompt in request.prompts:
+            if isinstance(prompt, TokenPrompt):
+                _check_vocabulary(prompt.token_ids, plan.facts.vocab_size)
+            token_ids = await self._templates.encode(template, prompt)
+            sampling = resolve_sampling(
+                request.sampling,
+                spec.defaults,
+                num_prompt_tokens=len(token_ids),
+                max_model_len=plan.max_model_len,
+                prompt_param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
+            )
+            prompts.append((token_ids, sampling))
+        return _Encoded(template, tuple(prompts))
 
     def _refuse_if_draining(self) -> None:
         if self._draining:
@@ -169,29 +190,56 @@ class GenerationService:
             )
 
 
-async def _next_delta(deltas: AsyncIterator[TokenDelta], deadline_s: float) -> TokenDelta:
-    """Raises DeadlineExceeded when the time is up first."""
-    remaining_s = deadline_s - time.monotonic()
-    try:
-        async with asyncio.timeout(remaining_s):
-            return await anext(deltas)
-    except TimeoutError:
-        raise DeadlineExceeded("the request's time was up before its answer was complete") from None
-
-
-def _token_ids(template: PromptTemplate, request: TextRequest) -> tuple[int, ...]:
-    prompt = request.prompt
-    if isinstance(prompt, ChatPrompt):
-        return tuple(
-            template.encode_chat(prompt.messages, add_generation_prompt=prompt.add_generation_prompt)
+def _generation(
+    request: TextRequest, lease: Lease, encoded: _Encoded, recorder: RequestRecorder
+) -> Generation:
+    answers: list[Answer] = []
+    for index, (token_ids, sampling) in enumerate(encoded.prompts):
+        wanted = GenerationRequest(
+            request_id=f"{request.request_id}-{index}",
+            prompt_token_ids=token_ids,
+            sampling=sampling,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
         )
-    if isinstance(prompt, TextPrompt):
-        return tuple(template.encode_text(prompt.text))
-    return prompt.token_ids
+        answer = Answer(
+            index,
+            wanted,
+            lease.worker,
+            detokenizer=Detokenizer(encoded.template.tokenizer, token_ids),
+            stops=StopStrings(request.stop),
+            recorder=recorder.submitted(len(token_ids)),
+        )
+        answers.append(answer)
+    return Generation(tuple(answers), fingerprint(lease.plan))
 
 
-def _num_chars(request: TextRequest) -> int:
-    prompt = request.prompt
-    if isinstance(prompt, ChatPrompt):
-        return sum(len(str(message.get("content", ""))) for message in prompt.messages)
-    return len(prompt.text) if isinstance(prompt, TextPrompt) else 0
+def fingerprint(plan: ModelPlan) -> str:
+    """Stands for this server version, the weights, their format and their device."""
+    load = plan.load
+    parts = (__version__, load.model, load.folder, load.quantization, load.dtype, load.device)
+    return "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
+
+
+@asynccontextmanager
+async def _deadline(remaining_s: float, timeout_s: float) -> AsyncIterator[None]:
+    """Turns the passing of the deadline into `DeadlineExceeded`, whatever runs at that moment."""
+    try:
+        async with asyncio.timeout(max(0.0, remaining_s)) as limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineExceeded(
+                f"the answer was not complete within the request's {timeout_s:g} s"
+            ) from None
+        raise
+
+
+def _check_task(spec: ModelSpec) -> None:
+    if spec.task != "generate":
+        raise UnsupportedParameter(f"model {spec.name!r} does not generate text", param="model")
+
+
+def _check_vocabulary(token_ids: tuple[int, ...], vocab_size: int) -> None:
+    if token_ids and (max(token_ids) >= vocab_size or min(token_ids) < 0):
+        raise InvalidRequest(f"token ids must be between 0 and {vocab_size - 1}", param="prompt")

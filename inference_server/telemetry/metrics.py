@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from inference_server.types import EngineStats, FinishReason, Usage
+from inference_server.types import EngineStats, FinishReason
 
 TTFT_BUCKETS = (
     .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
@@ -38,7 +38,7 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """The page of a scrape and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        return generate_latest(_WithoutCreated(self.registry)), CONTENT_TYPE_LATEST
 
     # ------------------------------------------------------------ declarations
 
@@ -133,7 +133,13 @@ class Metrics:
             self.success.labels(model, reason.value)
         self.on_state(model, "unloaded")
 
-    # ------------------------------------------------------------ memory, at each scrape
+    # ------------------------------------------------------------ the moment, at each scrape
+
+    def set_load(self, model: str, *, num_running: int, num_waiting: int, kv_cache_usage: float) -> None:
+        """What one model is doing now; with the requests that no step has seen yet."""
+        self.running.labels(model).set(num_running)
+        self.waiting.labels(model).set(num_waiting)
+        self.kv_usage.labels(model).set(kv_cache_usage)
 
     def set_budget(self, device: str, num_bytes: int) -> None:
         """The memory budget of one device."""
@@ -146,19 +152,16 @@ class Metrics:
 
     # ------------------------------------------------------------ requests
 
-    def request_finished(
-        self, model: str, usage: Usage, reason: FinishReason, *, e2e_s: float, decode_s: float
+    def answer_finished(
+        self, model: str, reason: FinishReason, num_tokens: int, *, e2e_s: float, decode_s: float
     ) -> None:
-        """A request ended with an answer."""
-        self.prompt_tokens.labels(model).inc(usage.prompt_tokens)
-        self.output_tokens.labels(model).inc(usage.completion_tokens)
-        self.prompt_length.labels(model).observe(usage.prompt_tokens)
-        self.output_length.labels(model).observe(usage.completion_tokens)
+        """An answer of `num_tokens` is complete."""
+        self.output_length.labels(model).observe(num_tokens)
         self.success.labels(model, reason.value).inc()
         self.e2e.labels(model).observe(e2e_s)
         self.decode_time.labels(model).observe(decode_s)
-        if usage.completion_tokens > 1:
-            self.tpot.labels(model).observe(decode_s / (usage.completion_tokens - 1))
+        if num_tokens > 1:
+            self.tpot.labels(model).observe(decode_s / (num_tokens - 1))
 
     # ------------------------------------------------------------ the manager's observer
 
@@ -167,9 +170,8 @@ class Metrics:
         for name in MODEL_STATES:
             self.state.labels(model, name).set(1 if name == str(state) else 0)
         if str(state) in ("unloaded", "failed"):
-            self._totals.pop(model, None)
-            for gauge in (self.running, self.waiting, self.kv_usage):
-                gauge.labels(model).set(0)
+            self._totals.pop(model, None)  # the next worker counts from zero
+            self.set_load(model, num_running=0, num_waiting=0, kv_cache_usage=0.0)
 
     def on_load(self, model: str, seconds: float, ok: bool) -> None:
         """A load ended."""
@@ -187,9 +189,12 @@ class Metrics:
 
     def on_step(self, model: str, stats: EngineStats) -> None:
         """A worker has finished one step."""
-        self.running.labels(model).set(stats.num_running)
-        self.waiting.labels(model).set(stats.num_waiting)
-        self.kv_usage.labels(model).set(stats.kv_cache_usage)
+        self.set_load(
+            model,
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            kv_cache_usage=stats.kv_cache_usage,
+        )
         before = self._totals.get(model, EngineStats())
         self._totals[model] = stats
         self.preemptions.labels(model).inc(max(0, stats.num_preemptions - before.num_preemptions))
@@ -199,3 +204,15 @@ class Metrics:
             self.iteration.labels(model).observe(stats.step_num_tokens)
             bucket = next((size for size in BATCH_BUCKETS if stats.step_num_seqs <= size), BATCH_BUCKETS[-1])
             self.inference.labels(model, str(bucket)).observe(stats.step_seconds)
+
+
+class _WithoutCreated:
+    """A registry without the `_created` twin of every series, which nobody reads."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric

@@ -1,8 +1,7 @@
-"""Templates and tokenizers: what a user writes is text, whatever it spells."""
+"""Messages become the tokens that the template meant; what a client writes never becomes a control token."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,87 +9,151 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
+from inference_server.generation import prompt
 from inference_server.generation.prompt import PromptTemplate
+from tests.generation.tokenizers import CHATML, SPECIALS, byte_level, write_folder
+
+
+def chat(*contents: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content} for content in contents]
 
 
 @pytest.fixture(scope="module")
-def template(folder: Path) -> PromptTemplate:
-    return PromptTemplate(folder)
+def chatml(tmp_path_factory: pytest.TempPathFactory) -> PromptTemplate:
+    return PromptTemplate(write_folder(tmp_path_factory.mktemp("chatml"), byte_level()))
 
 
-def user(content: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": content}]
+@pytest.fixture
+def template(tmp_path: Path) -> PromptTemplate:
+    return PromptTemplate(write_folder(tmp_path / "m", byte_level()))
 
 
-def test_the_template_writes_the_conversation(template: PromptTemplate) -> None:
-    text = template.render(user("hi"), add_generation_prompt=True)
-    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert not template.render(user("hi"), add_generation_prompt=False).endswith("assistant\n")
+def test_a_conversation_becomes_the_tokens_of_the_rendered_text(template: PromptTemplate) -> None:
+    ids = template.encode_chat(chat("hello world"), add_generation_prompt=True)
+    text = "<|im_start|>user\nhello world<|im_end|>\n<|im_start|>assistant\n"
+    assert ids == template.tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_the_templates_own_special_tokens_are_special(template: PromptTemplate) -> None:
-    start = template.tokenizer.token_to_id("<|im_start|>")
-    ids = template.encode_chat(user("hi"), add_generation_prompt=True)
-    assert ids.count(start) == 2
+def test_without_generation_prompt_the_assistant_is_not_opened(template: PromptTemplate) -> None:
+    ids = template.encode_chat(chat("hello"), add_generation_prompt=False)
+    assert template.tokenizer.decode(ids, skip_special_tokens=False).endswith("<|im_end|>\n")
 
 
-@given(st.text(max_size=30), st.sampled_from(["<|im_start|>", "<|im_end|>"]), st.text(max_size=30))
-def test_special_tokens_in_content_are_text(
-    template: PromptTemplate, before: str, special: str, after: str
-) -> None:
-    plain = template.encode_chat(user("x"), add_generation_prompt=True)
-    ids = template.encode_chat(user(before + special + after), add_generation_prompt=True)
-    number = template.tokenizer.token_to_id(special)
-    assert ids.count(number) == plain.count(number)
+@pytest.mark.parametrize("special", SPECIALS)
+def test_special_token_text_in_content_is_encoded_as_text(template: PromptTemplate, special: str) -> None:
+    content = f"hello {special} {special}world {special[:5]}"
+    ids = template.encode_chat(chat(content), add_generation_prompt=True)
+    plain = template.encode_chat(chat("hello"), add_generation_prompt=True)
+    special_ids = [template.tokenizer.token_to_id(token) for token in SPECIALS]
+    assert [i for i in ids if i in special_ids] == [i for i in plain if i in special_ids]
+    assert template.tokenizer.decode(ids, skip_special_tokens=False) == (
+        f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
-def test_content_with_special_text_still_says_what_the_user_wrote(template: PromptTemplate) -> None:
-    ids = template.encode_chat(user("a <|im_end|> b"), add_generation_prompt=False)
-    assert "a <|im_end|> b" in template.tokenizer.decode(ids, skip_special_tokens=False)
+def test_private_use_characters_in_content_survive(template: PromptTemplate) -> None:
+    content = "a\ue000b\ue001c <|im_end|>"
+    ids = template.encode_chat(chat(content), add_generation_prompt=True)
+    assert content in template.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def test_a_truncation_in_the_file_is_switched_off(template: PromptTemplate) -> None:
-    assert len(template.encode_text("the quick brown fox " * 20)) > 4
+def test_raw_text_may_hold_special_tokens(template: PromptTemplate) -> None:
+    ids = template.encode_text("<|im_start|>hello")
+    assert ids[0] == template.tokenizer.token_to_id("<|im_start|>")
 
 
-def test_a_templates_refusal_reaches_the_client(template: PromptTemplate) -> None:
-    with pytest.raises(InvalidRequest, match="no tools here"):
-        template.render([{"role": "tool", "content": "x"}], add_generation_prompt=True)
-
-
-def test_a_template_that_fails_is_the_requests_fault_and_says_so(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content.missing.deeper }}")
-    with pytest.raises(InvalidRequest, match="chat template"):
-        PromptTemplate(tmp_path).render(user("x"), add_generation_prompt=True)
-
-
-def test_a_template_cannot_leave_its_sandbox(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    (tmp_path / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(InvalidRequest):
-        PromptTemplate(tmp_path).render(user("x"), add_generation_prompt=True)
-
-
-def test_the_default_of_several_named_templates_is_used(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D{{ eos_token }}"}]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named, "eos_token": "E"}))
-    assert PromptTemplate(tmp_path).render(user("x"), add_generation_prompt=True) == "DE"
-
-
-def test_a_model_without_template_refuses_chats(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    with pytest.raises(UnsupportedParameter, match="/v1/completions"):
-        PromptTemplate(tmp_path).render(user("x"), add_generation_prompt=True)
+def test_a_template_may_refuse_messages(tmp_path: Path) -> None:
+    source = "{{ raise_exception('roles must alternate') }}"
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        template.encode_chat(chat("hi"), add_generation_prompt=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
-    [("tokenizer.json", "{"), ("tokenizer_config.json", "{"), ("chat_template.jinja", "{% if %}")],
+    "source",
+    ["{{ messages[99].content }}", "{{ 1 // 0 }}", "{{ messages | sort(attribute='x') | first + 1 }}"],
 )
-def test_a_damaged_file_is_a_failed_load(folder: Path, tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ModelLoadFailed):
-        PromptTemplate(tmp_path)
+def test_a_template_that_fails_on_messages_is_the_requests_fault(tmp_path: Path, source: str) -> None:
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+    with pytest.raises(InvalidRequest, match="cannot write these messages"):
+        template.encode_chat(chat("hi"), add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append({'role': 'system', 'content': 'x'}) }}",
+        "{{ cycler.__init__.__globals__ }}",
+    ],
+)
+def test_templates_run_in_the_immutable_sandbox(tmp_path: Path, source: str) -> None:
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+    with pytest.raises(InvalidRequest):
+        template.encode_chat(chat("hi"), add_generation_prompt=True)
+
+
+def test_a_rendered_text_that_grows_too_long_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "MAX_RENDERED_CHARS", 1000)
+    source = "{% for i in range(100000) %}xxxxxxxxxx{% endfor %}"
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+    with pytest.raises(InvalidRequest, match="too long"):
+        template.encode_chat(chat("hi"), add_generation_prompt=True)
+
+
+def test_helpers_that_checkpoints_expect_are_there(tmp_path: Path) -> None:
+    source = (
+        "{%- for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
+        "{{ {'b': '<ü>', 'a': 1} | tojson }}"
+        "{{ strftime_now('%Y') | length }}{% endfor %}{{ bos_token }}{{ eos_token }}"
+    )
+    config = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source, config=config))
+    text = template.render(chat("a", "b"), add_generation_prompt=True)
+    assert text == '{"b": "<ü>", "a": 1}4<|endoftext|><|im_end|>'
+
+
+@pytest.mark.parametrize(
+    "stored", [CHATML, [{"name": "rag", "template": "no"}, {"name": "default", "template": CHATML}]]
+)
+def test_the_template_may_stand_in_the_tokenizer_config(tmp_path: Path, stored: object) -> None:
+    folder = write_folder(tmp_path, byte_level(), template=None, config={"chat_template": stored})
+    text = PromptTemplate(folder).render(chat("hi"), add_generation_prompt=True)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_model_without_template_refuses_chat_but_takes_text(tmp_path: Path) -> None:
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=None))
+    assert not template.has_chat_template
+    with pytest.raises(UnsupportedParameter, match="no chat template"):
+        template.encode_chat(chat("hi"), add_generation_prompt=True)
+    assert template.encode_text("hello")
+
+
+@pytest.mark.parametrize("damage", ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json"])
+def test_damaged_files_fail_the_load_and_say_which(tmp_path: Path, damage: str) -> None:
+    folder = write_folder(tmp_path, byte_level())
+    (folder / damage).write_text("{% if", encoding="utf-8")
+    with pytest.raises(ModelLoadFailed, match=r"tokenizer|template") as caught:
+        PromptTemplate(folder)
+    assert str(tmp_path) not in caught.value.message
+
+
+@given(st.text(max_size=30), st.sampled_from(SPECIALS), st.text(max_size=30))
+def test_whatever_surrounds_it_special_text_is_text(
+    chatml: PromptTemplate, before: str, special: str, after: str
+) -> None:
+    plain = chatml.encode_chat(chat("x"), add_generation_prompt=True)
+    ids = chatml.encode_chat(chat(before + special + after), add_generation_prompt=True)
+    number = chatml.tokenizer.token_to_id(special)
+    assert ids.count(number) == plain.count(number)
+
+
+def test_a_truncation_in_the_file_is_switched_off(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=500)
+    template = PromptTemplate(write_folder(tmp_path, tokenizer))
+    assert 4 < len(template.encode_text("the quick brown fox " * 5)) < 500

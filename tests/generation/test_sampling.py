@@ -1,4 +1,4 @@
-"""The client's wish, then the model's default, then the server's; and the context's limit over all."""
+"""What the client set, what the model's entry says, and what fits."""
 
 from __future__ import annotations
 
@@ -8,51 +8,57 @@ from inference_server.config.catalog import SamplingDefaults
 from inference_server.errors import ContextTooLong, InvalidRequest
 from inference_server.generation.requests import SamplingOptions
 from inference_server.generation.sampling import resolve_sampling
+from inference_server.types import SamplingParams
 
 
-def test_the_clients_wish_wins_over_the_models_default() -> None:
-    sampling = resolve_sampling(
-        SamplingOptions(temperature=0.0),
-        SamplingDefaults(temperature=0.7, top_k=5),
-        num_prompt_tokens=10,
+def resolved(
+    options: SamplingOptions, defaults: SamplingDefaults | None = None, num_prompt_tokens: int = 10
+) -> SamplingParams:
+    return resolve_sampling(
+        options,
+        defaults or SamplingDefaults(),
+        num_prompt_tokens=num_prompt_tokens,
         max_model_len=100,
+        prompt_param="prompt",
     )
-    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.0, 5, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "default", "given"), [(None, None, 90), (None, 20, 20), (None, 500, 90), (7, 20, 7)]
-)
-def test_an_answer_may_fill_the_context_and_no_more(
-    wanted: int | None, default: int | None, given: int
-) -> None:
-    sampling = resolve_sampling(
-        SamplingOptions(max_tokens=wanted),
-        SamplingDefaults(max_tokens=default),
-        num_prompt_tokens=10,
-        max_model_len=100,
-    )
-    assert sampling.max_tokens == given
+def test_the_client_wins_over_the_entry_and_the_entry_over_the_server() -> None:
+    defaults = SamplingDefaults(temperature=0.5, top_p=0.9, max_tokens=7)
+    sampling = resolved(SamplingOptions(temperature=0.2), defaults)
+    assert (sampling.temperature, sampling.top_p, sampling.min_p, sampling.max_tokens) == (0.2, 0.9, 0.0, 7)
 
 
-@pytest.mark.parametrize(("num_prompt", "wanted"), [(100, None), (101, None), (10, 91)])
-def test_what_cannot_fit_is_refused_with_the_numbers(num_prompt: int, wanted: int | None) -> None:
-    with pytest.raises(ContextTooLong, match="100 tokens"):
-        resolve_sampling(
-            SamplingOptions(max_tokens=wanted),
-            SamplingDefaults(),
-            num_prompt_tokens=num_prompt,
-            max_model_len=100,
-        )
+def test_without_any_limit_the_answer_may_fill_the_context() -> None:
+    assert resolved(SamplingOptions()).max_tokens == 90
 
 
-def test_an_empty_prompt_and_a_minimum_above_the_maximum_are_refused() -> None:
+def test_a_default_limit_is_cut_to_fit_but_a_wanted_one_is_not() -> None:
+    assert resolved(SamplingOptions(fallback_max_tokens=16), num_prompt_tokens=95).max_tokens == 5
+    assert resolved(SamplingOptions(), SamplingDefaults(max_tokens=500)).max_tokens == 90
+    with pytest.raises(ContextTooLong, match="100 tokens") as caught:
+        resolved(SamplingOptions(max_tokens=91))
+    assert caught.value.param == "max_tokens"
+
+
+def test_a_prompt_as_long_as_the_context_is_too_long() -> None:
+    assert resolved(SamplingOptions(), num_prompt_tokens=99).max_tokens == 1
+    with pytest.raises(ContextTooLong) as caught:
+        resolved(SamplingOptions(), num_prompt_tokens=100)
+    assert caught.value.param == "prompt"
+
+
+def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="empty"):
-        resolve_sampling(SamplingOptions(), SamplingDefaults(), num_prompt_tokens=0, max_model_len=9)
-    with pytest.raises(InvalidRequest, match="min_tokens"):
-        resolve_sampling(
-            SamplingOptions(max_tokens=2, min_tokens=3),
-            SamplingDefaults(),
-            num_prompt_tokens=1,
-            max_model_len=9,
-        )
+        resolved(SamplingOptions(), num_prompt_tokens=0)
+
+
+def test_min_tokens_beyond_max_tokens_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolved(SamplingOptions(max_tokens=5, min_tokens=6))
+    assert caught.value.param == "min_tokens"
+
+
+def test_a_tiny_temperature_is_greedy_and_a_negative_top_k_is_off() -> None:
+    sampling = resolved(SamplingOptions(temperature=1e-30, top_k=-1))
+    assert (sampling.temperature, sampling.top_k) == (0.0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 
 import pytest
 
@@ -28,3 +29,15 @@ def test_no_text_can_forge_a_second_line(formatter: logging.Formatter, forged: s
 def test_json_lines_carry_their_fields() -> None:
     line = json.loads(JsonFormatter().format(record("hello", fields={"model": "m", "ms": 3})))
     assert (line["message"], line["level"], line["model"], line["ms"]) == ("hello", "info", "m", 3)
+
+
+def test_a_traceback_follows_its_line_and_cannot_pass_for_another() -> None:
+    try:
+        raise ValueError("boom\n12:00:00 INFO forged: line\x1b[2J")
+    except ValueError:
+        made = record("it failed", exc_text=None)
+        made.exc_info = sys.exc_info()
+    first, *trace = PlainFormatter().format(made).split("\n")
+    assert first.endswith("it failed")
+    assert trace
+    assert all(line.startswith("    | ") and "\x1b" not in line for line in trace)

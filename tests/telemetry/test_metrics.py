@@ -5,20 +5,40 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference_server.telemetry.metrics import Metrics
-from inference_server.types import EngineStats, FinishReason, Usage
+from inference_server.types import EngineStats, FinishReason
 
-NAMES = (
-    "vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc "
-    "vllm:time_to_first_token_seconds vllm:inter_token_latency_seconds "
-    "vllm:request_time_per_output_token_seconds vllm:e2e_request_latency_seconds "
-    "vllm:request_queue_time_seconds vllm:request_prefill_time_seconds vllm:request_decode_time_seconds "
-    "vllm:request_prompt_tokens vllm:request_generation_tokens vllm:iteration_tokens_total "
-    "vllm:prompt_tokens vllm:generation_tokens vllm:request_success vllm:num_preemptions "
-    "vllm:prefix_cache_queries vllm:prefix_cache_hits api_request_duration_seconds active_connections "
-    "model_inference_seconds helixflow_model_state helixflow_model_memory_bytes "
-    "helixflow_memory_budget_bytes helixflow_model_loads helixflow_model_load_duration_seconds "
-    "helixflow_model_evictions helixflow_requests_rejected helixflow_requests_cancelled"
-).split()
+NAMES = [
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:time_to_first_token_seconds",
+    "vllm:inter_token_latency_seconds",
+    "vllm:request_time_per_output_token_seconds",
+    "vllm:e2e_request_latency_seconds",
+    "vllm:request_queue_time_seconds",
+    "vllm:request_prefill_time_seconds",
+    "vllm:request_decode_time_seconds",
+    "vllm:request_prompt_tokens",
+    "vllm:request_generation_tokens",
+    "vllm:iteration_tokens_total",
+    "vllm:prompt_tokens",
+    "vllm:generation_tokens",
+    "vllm:request_success",
+    "vllm:num_preemptions",
+    "vllm:prefix_cache_queries",
+    "vllm:prefix_cache_hits",
+    "api_request_duration_seconds",
+    "active_connections",
+    "model_inference_seconds",
+    "helixflow_model_state",
+    "helixflow_model_memory_bytes",
+    "helixflow_memory_budget_bytes",
+    "helixflow_model_loads",
+    "helixflow_model_load_duration_seconds",
+    "helixflow_model_evictions",
+    "helixflow_requests_rejected",
+    "helixflow_requests_cancelled",
+]
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -31,12 +51,10 @@ def test_every_promised_metric_is_on_the_page() -> None:
     assert set(NAMES) <= families
 
 
-def test_a_finished_request_is_counted() -> None:
+def test_a_finished_answer_is_counted() -> None:
     metrics = Metrics(["m"])
-    usage = Usage(prompt_tokens=10, completion_tokens=5)
-    metrics.request_finished("m", usage, FinishReason.STOP, e2e_s=2.0, decode_s=1.0)
-    assert sample(metrics, "vllm:prompt_tokens_total", model_name="m") == 10
-    assert sample(metrics, "vllm:generation_tokens_total", model_name="m") == 5
+    metrics.answer_finished("m", FinishReason.STOP, 5, e2e_s=2.0, decode_s=1.0)
+    assert sample(metrics, "vllm:request_generation_tokens_sum", model_name="m") == 5
     assert sample(metrics, "vllm:request_success_total", model_name="m", finished_reason="stop") == 1
     assert sample(metrics, "vllm:request_time_per_output_token_seconds_sum", model_name="m") == 0.25
 
@@ -81,3 +99,9 @@ def test_batch_sizes_come_in_few_buckets() -> None:
         for s in family.samples
     }
     assert labels == {"1", "2", "4", "8", "16", "32", "64", "128", "256"}
+
+
+def test_the_page_has_no_created_series() -> None:
+    page, media_type = Metrics(["m"]).render()
+    assert b"_created" not in page
+    assert media_type.startswith("text/plain")

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inference_server.api.middleware.path import route_path
 from inference_server.telemetry.metrics import Metrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -21,10 +22,13 @@ logger = logging.getLogger("inference_server.access")
 class ObservationMiddleware:
     """`paths` are the exact routes that may be label values; everything else is "other"."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, paths: Collection[str], root_path: str = ""
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._paths = frozenset(paths)
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Measure one request."""
@@ -54,9 +58,10 @@ class ObservationMiddleware:
             logger.debug("%s %s %d %.1f ms %s", method, scope["path"], status, seconds * 1000, request_id)
 
     def _label(self, path: str) -> str:
-        path = path.removeprefix("/api")
+        path = route_path(path, self._root_path)
         if path in self._paths:
-            return path
+            return path.removeprefix("/api")
+        path = path.removeprefix("/api")
         return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
 
 

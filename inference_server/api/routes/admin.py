@@ -47,7 +47,7 @@ async def load_model(request: Request) -> Response:
     """Load a model and answer when it is ready. A client that leaves does not abort the load."""
     context = context_of(request)
     name = (await read_json(request, _DECODER, context.settings.max_body_bytes)).model
-    await context.manager.load(context.resolve(name).name)
+    await context.manager.load(context.resolve(name))
     return Response(_SUCCESS, media_type="application/json")
 
 
@@ -55,5 +55,5 @@ async def unload_model(request: Request) -> Response:
     """Unload a model and answer when its memory is free; requests that run on it finish first."""
     context = context_of(request)
     name = (await read_json(request, _DECODER, context.settings.max_body_bytes)).model
-    await context.manager.unload(context.resolve(name).name)
+    await context.manager.unload(context.resolve(name))
     return Response(_SUCCESS, media_type="application/json")

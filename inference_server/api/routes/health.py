@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from inference_server import __version__
 from inference_server.api.context import context_of
+from inference_server.types import EngineStats
 
 
 async def live(request: Request) -> Response:
@@ -27,7 +28,7 @@ async def ready(request: Request) -> Response:
 async def startup(request: Request) -> Response:
     """As `ready`, and how far the preloads have come."""
     context = context_of(request)
-    is_ready = context.manager.is_ready
+    is_ready = context.manager.is_ready and not context.service.is_draining
     loading = [
         {
             "model": status.name,
@@ -52,6 +53,14 @@ async def metrics(request: Request) -> Response:
     for usage in context.manager.device_usage():
         context.metrics.set_budget(usage.device, usage.budget_bytes)
     for status in context.manager.snapshot():
+        stats = status.stats or EngineStats()
+        in_house = context.service.num_in_progress(status.name)
+        context.metrics.set_load(
+            status.name,
+            num_running=stats.num_running,
+            num_waiting=max(0, in_house - stats.num_running),
+            kv_cache_usage=stats.kv_cache_usage,
+        )
         plan = status.plan
         if plan is not None:
             held = 1 if status.bytes_by_device else 0

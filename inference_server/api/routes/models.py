@@ -39,7 +39,7 @@ async def get_model(request: Request) -> Response:
     """One of them, by name or alias (which may hold slashes)."""
     context = context_of(request)
     name = request.path_params["name"]
-    status = context.manager.status(context.resolve(name).name)
+    status = context.manager.status(context.resolve(name))
     return _cacheable(request, model_object(context, status, name))
 
 

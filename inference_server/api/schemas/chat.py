@@ -9,17 +9,21 @@ from msgspec import Meta
 
 from inference_server.api.schemas.sampling import GenerationFields, Positive, refuse
 from inference_server.errors import InvalidRequest, UnsupportedParameter
-from inference_server.generation.requests import ChatPrompt
-from inference_server.types import Usage
+from inference_server.generation.requests import ChatPrompt, SamplingOptions
 
 MAX_MESSAGES = 2048
 
 
-class ContentPart(msgspec.Struct, frozen=True):
+class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of a message's content. Types other than text are refused with a clear message."""
 
     type: str
     text: str | None = None
+    refusal: Any = None
+    image_url: Any = None
+    input_audio: Any = None
+    video_url: Any = None
+    file: Any = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +37,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tool_call_id: Any = None
     function_call: Any = None
     audio: Any = None
+    annotations: Any = None
 
 
 class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +45,7 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Positive | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -63,9 +68,12 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     verbosity: Any = None
     web_search_options: Any = None
 
-    def output_limit(self) -> int | None:
-        """`max_completion_tokens`, or its older name."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+    def sampling_options(self) -> SamplingOptions:
+        """`max_completion_tokens` is the newer name of `max_tokens`."""
+        options = GenerationFields.sampling_options(self)
+        if self.max_completion_tokens is None:
+            return options
+        return msgspec.structs.replace(options, max_tokens=self.max_completion_tokens)
 
     def prompt(self) -> ChatPrompt:
         """The conversation for the template.
@@ -74,11 +82,14 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
             UnsupportedParameter: a message has parts that are not text, or tool calls.
         """
         messages = tuple(_plain(message, index) for index, message in enumerate(self.messages))
-        return ChatPrompt(messages=messages, add_generation_prompt=self.add_generation_prompt)
+        return ChatPrompt(messages=messages, add_generation_prompt=self.add_generation_prompt is not False)
 
     def check(self) -> None:
         """See `GenerationFields.check`."""
         GenerationFields.check(self)
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InvalidRequest("max_tokens and max_completion_tokens differ; send one", param="max_tokens")
         text_only = self.response_format in (None, {"type": "text"})
         refuse(not text_only, "response_format", "a format other than text")
         refuse(self.top_logprobs not in (None, 0), "top_logprobs")
@@ -89,7 +100,7 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
         refuse(bool(self.continue_final_message), "continue_final_message", "true")
         refuse(self.modalities not in (None, ["text"]), "modalities", "an output other than text")
         for name in (
-            "function_call", "reasoning_effort", "chat_template_kwargs", "audio", "prediction", "verbosity",
+            "function_call", "parallel_tool_calls", "reasoning_effort", "chat_template_kwargs", "audio", "prediction", "verbosity",
             "web_search_options",
         ):  # fmt: skip
             refuse(getattr(self, name) is not None, name)
@@ -100,17 +111,23 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def _plain(message: Message, index: int) -> dict[str, str]:
-    for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
-        refuse(getattr(message, name) is not None, f"messages[{index}].{name}")
-    plain = {"role": message.role, "content": _text(message.content, index)}
+    for name in ("tool_calls", "tool_call_id", "function_call", "audio", "annotations", "refusal"):
+        refuse(getattr(message, name) not in (None, []), f"messages[{index}].{name}")
+    refuse(message.role in ("tool", "function"), f"messages[{index}].role", f"role {message.role!r}")
+    # Templates know "system"; OpenAI calls the same thing "developer" for newer models.
+    role = "system" if message.role == "developer" else message.role
+    plain = {"role": role, "content": _text(message.content, index)}
     if message.name is not None:
         plain["name"] = message.name
     return plain
 
 
 def _text(content: str | list[ContentPart] | None, index: int) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
+    if isinstance(content, str):
+        return content
+    if not content:
+        where = f"messages[{index}].content"
+        raise InvalidRequest(f"Missing required parameter: {where}", param=where)
     for number, part in enumerate(content):
         where = f"messages[{index}].content[{number}]"
         if part.type != "text":
@@ -121,14 +138,4 @@ def _text(content: str | list[ContentPart] | None, index: int) -> str:
             )
         if part.text is None:
             raise InvalidRequest(f"Missing required parameter: {where}.text", param=f"{where}.text")
-    return "".join(part.text or "" for part in content)
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """OpenAI's `usage`."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
+    return "\n".join(part.text or "" for part in content)

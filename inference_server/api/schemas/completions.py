@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from inference_server.api.schemas.sampling import MAX_TOKEN_ID, GenerationFields, refuse
 from inference_server.errors import InvalidRequest
-from inference_server.generation.requests import Prompt, TextPrompt, TokenPrompt
+from inference_server.generation.requests import Prompt, SamplingOptions, TextPrompt, TokenPrompt
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_PROMPTS = 64
@@ -22,6 +23,11 @@ class CompletionRequest(GenerationFields, frozen=True, kw_only=True, forbid_unkn
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=8)] | None = None
     suffix: str | None = None
+
+    def sampling_options(self) -> SamplingOptions:
+        """As chat's, but with OpenAI's short default."""
+        options = GenerationFields.sampling_options(self)
+        return msgspec.structs.replace(options, fallback_max_tokens=DEFAULT_MAX_TOKENS)
 
     def prompts(self) -> tuple[Prompt, ...]:
         """One per choice: text, token ids, or lists of either.

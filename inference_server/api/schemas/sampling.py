@@ -28,7 +28,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86400)]
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's `stream_options`."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +47,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     min_tokens: NotNegative | None = None
     stop: StopString | StopStringList | None = None
     stop_token_ids: TokenIdList | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=8)] | None = None
@@ -80,21 +80,26 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def sampling_options(self, max_tokens: int | None) -> SamplingOptions:
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream is to end with a usage chunk."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def sampling_options(self) -> SamplingOptions:
         """What the generation service needs of these."""
         return SamplingOptions(
-            max_tokens=max_tokens,
+            max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=None if self.top_k is None else max(0, self.top_k),
             min_p=self.min_p,
-            seed=None if self.seed is None else self.seed & (2**64 - 1),
+            seed=None if self.seed is None else self.seed % 2**64,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
             min_tokens=self.min_tokens or 0,
             stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=self.ignore_eos,
+            ignore_eos=bool(self.ignore_eos),
         )
 
     def check(self) -> None:
@@ -108,7 +113,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         refuse(self.skip_special_tokens is False, "skip_special_tokens", "false")
         refuse(bool(self.include_stop_str_in_output), "include_stop_str_in_output", "true")
         refuse(bool(self.logit_bias), "logit_bias")
-        refuse(self.logprobs not in (None, False), "logprobs")
+        refuse(self.logprobs is not None and self.logprobs is not False, "logprobs")
         refuse(self.prompt_logprobs is not None, "prompt_logprobs")
         refuse(self.allowed_token_ids is not None, "allowed_token_ids")
         refuse(self.keep_alive is not None, "keep_alive")

@@ -1,0 +1,98 @@
+"""Times and counts of one request, told to the metrics as they happen. Knows no text and no HTTP.
+
+Owner: the request. Times are seconds on the service's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inference_server.telemetry.metrics import Metrics
+from inference_server.types import FinishReason
+
+Clock = Callable[[], float]
+
+
+class RequestRecorder:
+    """One request for a configured model, from its arrival on; makes an `AnswerRecorder` per answer."""
+
+    def __init__(self, metrics: Metrics, model: str, clock: Clock) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._clock = clock
+        self._arrived_s = clock()
+        self._stage = "queue"
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the request arrived."""
+        return self._clock() - self._arrived_s
+
+    def leased(self) -> None:
+        """The model is there, and its worker gets the request."""
+        self._stage = "prefill"
+        self._metrics.queue_time.labels(self._model).observe(self.elapsed_s)
+
+    def submitted(self, num_prompt_tokens: int) -> AnswerRecorder:
+        """The prompt of one answer goes to the worker."""
+        self._metrics.prompt_tokens.labels(self._model).inc(num_prompt_tokens)
+        self._metrics.prompt_length.labels(self._model).observe(num_prompt_tokens)
+        return AnswerRecorder(self._metrics, self._model, self._clock, self._arrived_s, self._decoding)
+
+    def refused(self, code: str) -> None:
+        """The request ended with an error of this code."""
+        self._metrics.rejected.labels(self._model, code).inc()
+
+    def cancelled(self) -> None:
+        """The client left."""
+        self._metrics.cancelled.labels(self._model, self._stage).inc()
+
+    def _decoding(self) -> None:
+        self._stage = "decode"
+
+
+class AnswerRecorder:
+    """One answer, from the submission of its prompt on."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        model: str,
+        clock: Clock,
+        arrived_s: float,
+        on_first_token: Callable[[], None],
+    ) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._clock = clock
+        self._arrived_s = arrived_s
+        self._on_first_token = on_first_token
+        self._submitted_s = clock()
+        self._first_token_s: float | None = None
+        self._last_token_s = self._submitted_s
+
+    def tokens(self, num_tokens: int) -> None:
+        """Tokens of one step have come."""
+        if not num_tokens:
+            return
+        now_s = self._clock()
+        self._metrics.output_tokens.labels(self._model).inc(num_tokens)
+        if self._first_token_s is None:
+            self._first_token_s = now_s
+            self._on_first_token()
+            self._metrics.ttft.labels(self._model).observe(now_s - self._arrived_s)
+            self._metrics.prefill_time.labels(self._model).observe(now_s - self._submitted_s)
+        else:
+            self._metrics.itl.labels(self._model).observe((now_s - self._last_token_s) / num_tokens)
+        self._last_token_s = now_s
+
+    def finished(self, reason: FinishReason, num_tokens: int) -> None:
+        """The answer is complete."""
+        first_s = self._last_token_s if self._first_token_s is None else self._first_token_s
+        self._metrics.answer_finished(
+            self._model,
+            reason,
+            num_tokens,
+            e2e_s=self._clock() - self._arrived_s,
+            decode_s=self._last_token_s - first_s,
+        )

@@ -1,0 +1,89 @@
+"""Tokenizers and chat templates of prepared folders, read once each and kept: a bounded cache.
+
+Owner: the event loop. Reading and long encodings happen in threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from inference_server.generation.prompt import PromptTemplate
+from inference_server.generation.requests import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+
+MAX_TEMPLATES = 32  # a tokenizer takes up to some tens of MB
+INLINE_CHARS = 2048  # shorter prompts are encoded on the loop: a thread would cost more than it saves
+MESSAGE_CHARS = 32  # what a message costs in the template, in characters of text
+NUM_THREADS = 2
+
+
+class Templates:
+    """`PromptTemplate`s by folder. The least recently used one leaves when there are too many."""
+
+    def __init__(
+        self,
+        read: Callable[[Path], PromptTemplate] = PromptTemplate,
+        *,
+        max_entries: int = MAX_TEMPLATES,
+        inline_chars: int = INLINE_CHARS,
+    ) -> None:
+        self._read = read
+        self._max_entries = max_entries
+        self._inline_chars = inline_chars
+        self._threads = ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="encode")
+        self._known: OrderedDict[str, PromptTemplate] = OrderedDict()
+        self._reading: dict[str, asyncio.Task[PromptTemplate]] = {}
+
+    async def get(self, folder: str) -> PromptTemplate:
+        """The template of a folder.
+
+        Raises:
+            ModelLoadFailed: its files cannot be read.
+        """
+        template = self._known.get(folder)
+        if template is not None:
+            self._known.move_to_end(folder)
+            return template
+        task = self._reading.get(folder)
+        if task is None:
+            task = self._reading[folder] = asyncio.create_task(self._fill(folder))
+        return await asyncio.shield(task)  # one reads for all; who leaves does not stop it
+
+    async def encode(self, template: PromptTemplate, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt; long ones are encoded in a thread.
+
+        Raises:
+            InvalidRequest, UnsupportedParameter: as `PromptTemplate`.
+        """
+        if isinstance(prompt, TokenPrompt):
+            return prompt.token_ids
+        if _num_chars(prompt) <= self._inline_chars:
+            return _encoded(template, prompt)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _encoded, template, prompt)
+
+    async def _fill(self, folder: str) -> PromptTemplate:
+        try:
+            loop = asyncio.get_running_loop()
+            template = await loop.run_in_executor(self._threads, self._read, Path(folder))
+        finally:
+            del self._reading[folder]
+        self._known[folder] = template
+        while len(self._known) > self._max_entries:
+            self._known.popitem(last=False)
+        return template
+
+
+def _encoded(template: PromptTemplate, prompt: ChatPrompt | TextPrompt) -> tuple[int, ...]:
+    if isinstance(prompt, TextPrompt):
+        return tuple(template.encode_text(prompt.text))
+    return tuple(template.encode_chat(prompt.messages, add_generation_prompt=prompt.add_generation_prompt))
+
+
+def _num_chars(prompt: ChatPrompt | TextPrompt) -> int:
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return sum(len(message["content"]) + MESSAGE_CHARS for message in prompt.messages)

@@ -1,0 +1,88 @@
+"""Tokenizers are read once, kept within bounds, and long prompts leave the loop free."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from inference_server.errors import ModelLoadFailed
+from inference_server.generation.prompt import PromptTemplate
+from inference_server.generation.requests import ChatPrompt, TextPrompt, TokenPrompt
+from inference_server.generation.templates import Templates
+from tests.generation.tokenizers import byte_level, write_folder
+
+
+def test_a_folder_is_read_once_for_all_who_wait_and_a_leaver_does_not_stop_it(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, byte_level())
+    reads: list[Path] = []
+
+    def read(path: Path) -> PromptTemplate:
+        reads.append(path)
+        return PromptTemplate(path)
+
+    async def scenario() -> None:
+        templates = Templates(read)
+        leaver = asyncio.create_task(templates.get(str(folder)))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        first, second = await asyncio.gather(templates.get(str(folder)), templates.get(str(folder)))
+        assert first is second is await templates.get(str(folder))
+
+    asyncio.run(scenario())
+    assert len(reads) == 1
+
+
+def test_the_least_recently_used_template_leaves(tmp_path: Path) -> None:
+    folders = [str(write_folder(tmp_path / name, byte_level())) for name in "abc"]
+
+    async def scenario() -> None:
+        templates = Templates(max_entries=2)
+        first = await templates.get(folders[0])
+        second = await templates.get(folders[1])
+        assert await templates.get(folders[0]) is first
+        await templates.get(folders[2])
+        assert await templates.get(folders[0]) is first
+        assert await templates.get(folders[1]) is not second
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_read_is_tried_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        templates = Templates()
+        with pytest.raises(ModelLoadFailed):
+            await templates.get(str(tmp_path))
+        write_folder(tmp_path, byte_level())
+        assert (await templates.get(str(tmp_path))).has_chat_template
+
+    asyncio.run(scenario())
+
+
+def test_short_prompts_are_encoded_on_the_loop_and_long_ones_in_a_thread(tmp_path: Path) -> None:
+    template = PromptTemplate(write_folder(tmp_path, byte_level()))
+    threads: list[str] = []
+
+    class Watching:
+        def encode_text(self, text: str) -> list[int]:
+            threads.append(threading.current_thread().name)
+            return template.encode_text(text)
+
+        def encode_chat(self, messages: object, *, add_generation_prompt: bool) -> list[int]:
+            threads.append(threading.current_thread().name)
+            return [1]
+
+    async def scenario() -> None:
+        templates = Templates(inline_chars=100)
+        watching: PromptTemplate = Watching()  # type: ignore[assignment]
+        await templates.encode(watching, TextPrompt("short"))
+        await templates.encode(watching, TextPrompt("x" * 101))
+        await templates.encode(watching, ChatPrompt(({"role": "user", "content": ""},) * 10))
+        assert await templates.encode(watching, TokenPrompt((1, 2))) == (1, 2)
+
+    asyncio.run(scenario())
+    assert threads[0] == "MainThread"
+    assert all(name.startswith("encode") for name in threads[1:])
+    assert len(threads) == 3
