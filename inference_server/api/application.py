@@ -75,7 +75,10 @@ def build_application(
 
 
 def _routes() -> list[Route]:
-    routes = [
+    """The busiest first: the router tries them in order."""
+    return [
+        *_model_routes("/v1"),
+        *_model_routes("/api/v1"),
         Route("/health/live", health.live),
         Route("/livez", health.live),
         Route("/health/ready", health.ready),
@@ -88,14 +91,15 @@ def _routes() -> list[Route]:
         Route("/models/load", admin.load_model, methods=["POST"]),
         Route("/models/unload", admin.unload_model, methods=["POST"]),
     ]
-    for prefix in ("/v1", "/api/v1"):
-        routes += [
-            Route(f"{prefix}/models", models.list_models),
-            Route(f"{prefix}/models/{{name:path}}", models.get_model),
-            Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
-            Route(f"{prefix}/completions", completions, methods=["POST"]),
-        ]
-    return routes
+
+
+def _model_routes(prefix: str) -> list[Route]:
+    return [
+        Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
+        Route(f"{prefix}/completions", completions, methods=["POST"]),
+        Route(f"{prefix}/models", models.list_models),
+        Route(f"{prefix}/models/{{name:path}}", models.get_model),
+    ]
 
 
 async def _known_error(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from inference_server.telemetry.metrics import Metrics
+from inference_server.telemetry.metrics import Metrics, ModelSeries
 from inference_server.types import FinishReason
 
 Clock = Callable[[], float]
@@ -19,6 +19,7 @@ class RequestRecorder:
     def __init__(self, metrics: Metrics, model: str, clock: Clock) -> None:
         self._metrics = metrics
         self._model = model
+        self._series = metrics.of(model)
         self._clock = clock
         self._arrived_s = clock()
         self._stage = "queue"
@@ -31,13 +32,13 @@ class RequestRecorder:
     def leased(self) -> None:
         """The model is there, and its worker gets the request."""
         self._stage = "prefill"
-        self._metrics.queue_time.labels(self._model).observe(self.elapsed_s)
+        self._series.queue_time.observe(self.elapsed_s)
 
     def submitted(self, num_prompt_tokens: int) -> AnswerRecorder:
         """The prompt of one answer goes to the worker."""
-        self._metrics.prompt_tokens.labels(self._model).inc(num_prompt_tokens)
-        self._metrics.prompt_length.labels(self._model).observe(num_prompt_tokens)
-        return AnswerRecorder(self._metrics, self._model, self._clock, self._arrived_s, self._decoding)
+        self._series.prompt_tokens.inc(num_prompt_tokens)
+        self._series.prompt_length.observe(num_prompt_tokens)
+        return AnswerRecorder(self._series, self._clock, self._arrived_s, self._decoding)
 
     def refused(self, code: str) -> None:
         """The request ended with an error of this code."""
@@ -55,15 +56,9 @@ class AnswerRecorder:
     """One answer, from the submission of its prompt on."""
 
     def __init__(
-        self,
-        metrics: Metrics,
-        model: str,
-        clock: Clock,
-        arrived_s: float,
-        on_first_token: Callable[[], None],
+        self, series: ModelSeries, clock: Clock, arrived_s: float, on_first_token: Callable[[], None]
     ) -> None:
-        self._metrics = metrics
-        self._model = model
+        self._series = series
         self._clock = clock
         self._arrived_s = arrived_s
         self._on_first_token = on_first_token
@@ -76,21 +71,20 @@ class AnswerRecorder:
         if not num_tokens:
             return
         now_s = self._clock()
-        self._metrics.output_tokens.labels(self._model).inc(num_tokens)
+        self._series.output_tokens.inc(num_tokens)
         if self._first_token_s is None:
             self._first_token_s = now_s
             self._on_first_token()
-            self._metrics.ttft.labels(self._model).observe(now_s - self._arrived_s)
-            self._metrics.prefill_time.labels(self._model).observe(now_s - self._submitted_s)
+            self._series.ttft.observe(now_s - self._arrived_s)
+            self._series.prefill_time.observe(now_s - self._submitted_s)
         else:
-            self._metrics.itl.labels(self._model).observe((now_s - self._last_token_s) / num_tokens)
+            self._series.itl.observe((now_s - self._last_token_s) / num_tokens)
         self._last_token_s = now_s
 
     def finished(self, reason: FinishReason, num_tokens: int) -> None:
         """The answer is complete."""
         first_s = self._last_token_s if self._first_token_s is None else self._first_token_s
-        self._metrics.answer_finished(
-            self._model,
+        self._series.answer_finished(
             reason,
             num_tokens,
             e2e_s=self._clock() - self._arrived_s,

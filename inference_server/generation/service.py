@@ -35,6 +35,7 @@ from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.record import ProgressListener
+from inference_server.model_manager.status import ModelStatus
 from inference_server.telemetry.metrics import Metrics
 from inference_server.types import GenerationRequest, SamplingParams, Usage
 
@@ -136,7 +137,7 @@ class GenerationService:
             self._refuse_if_draining()
             _check_task(status.spec)
             with self._admission.admitted(status.name, len(request.prompts)):
-                async with self._running(request, status.plan, recorder, on_progress) as generation:
+                async with self._running(request, status, recorder, on_progress) as generation:
                     yield generation
             self._admission.observe(recorder.elapsed_s)
         except HelixFlowError as error:
@@ -150,16 +151,16 @@ class GenerationService:
     async def _running(
         self,
         request: TextRequest,
-        plan: ModelPlan | None,
+        status: ModelStatus,
         recorder: RequestRecorder,
         on_progress: ProgressListener | None,
     ) -> AsyncIterator[Generation]:
-        """`plan` is the model's last one, by which a request is refused before the model is loaded for it."""
+        """With the plan of the model's last load, a request is refused before the model is loaded for it."""
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         deadline_s = self._clock() + timeout_s
-        spec = self._manager.status(request.model).spec
-        encoded = None if plan is None else await self._encode(request, spec, plan)
-        acquiring = self._manager.acquire(request.model, deadline_s=deadline_s, on_progress=on_progress)
+        plan = status.plan
+        encoded = None if plan is None else await self._encode(request, status.spec, plan)
+        acquiring = self._manager.acquire(status.name, deadline_s=deadline_s, on_progress=on_progress)
         async with acquiring as lease, _deadline(deadline_s - self._clock(), timeout_s):
             if encoded is None or lease.plan is not plan:
                 encoded = await self._encode(request, lease.spec, lease.plan)

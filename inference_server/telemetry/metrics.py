@@ -21,6 +21,7 @@ LATENCY_BUCKETS = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 12
 HTTP_BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # fmt: skip
 TOKEN_BUCKETS = tuple(float(1 << power) for power in range(16))
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ENDINGS = (FinishReason.STOP, FinishReason.LENGTH)
 MODEL_STATES = ("unloaded", "fetching", "loading", "ready", "sleeping", "draining", "failed")
 
 
@@ -30,6 +31,7 @@ class Metrics:
     def __init__(self, models: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         self._totals: dict[str, EngineStats] = {}  # last seen counters per model, of the current worker
+        self._series: dict[str, ModelSeries] = {}
         self._declare_serving()
         self._declare_http()
         self._declare_lifecycle()
@@ -127,10 +129,9 @@ class Metrics:
 
     def _touch(self, model: str) -> None:
         """Series exist from the start, so that a rate has a zero to begin with."""
-        for metric in (self.running, self.waiting, self.kv_usage, self.prompt_tokens, self.output_tokens):
-            metric.labels(model)
-        for reason in (FinishReason.STOP, FinishReason.LENGTH):
-            self.success.labels(model, reason.value)
+        for gauge in (self.running, self.waiting, self.kv_usage):
+            gauge.labels(model)
+        self.of(model)
         self.on_state(model, "unloaded")
 
     # ------------------------------------------------------------ the moment, at each scrape
@@ -152,16 +153,12 @@ class Metrics:
 
     # ------------------------------------------------------------ requests
 
-    def answer_finished(
-        self, model: str, reason: FinishReason, num_tokens: int, *, e2e_s: float, decode_s: float
-    ) -> None:
-        """An answer of `num_tokens` is complete."""
-        self.output_length.labels(model).observe(num_tokens)
-        self.success.labels(model, reason.value).inc()
-        self.e2e.labels(model).observe(e2e_s)
-        self.decode_time.labels(model).observe(decode_s)
-        if num_tokens > 1:
-            self.tpot.labels(model).observe(decode_s / (num_tokens - 1))
+    def of(self, model: str) -> ModelSeries:
+        """The request series of one configured model: finding them by label each time would cost more."""
+        series = self._series.get(model)
+        if series is None:
+            series = self._series[model] = ModelSeries(self, model)
+        return series
 
     # ------------------------------------------------------------ the manager's observer
 
@@ -204,6 +201,35 @@ class Metrics:
             self.iteration.labels(model).observe(stats.step_num_tokens)
             bucket = next((size for size in BATCH_BUCKETS if stats.step_num_seqs <= size), BATCH_BUCKETS[-1])
             self.inference.labels(model, str(bucket)).observe(stats.step_seconds)
+
+
+class ModelSeries:
+    """What every request of one model is measured by."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.queue_time = metrics.queue_time.labels(model)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.prompt_length = metrics.prompt_length.labels(model)
+        self.output_tokens = metrics.output_tokens.labels(model)
+        self.output_length = metrics.output_length.labels(model)
+        self.ttft = metrics.ttft.labels(model)
+        self.prefill_time = metrics.prefill_time.labels(model)
+        self.itl = metrics.itl.labels(model)
+        self._success = {reason: metrics.success.labels(model, reason.value) for reason in ENDINGS}
+        self._e2e = metrics.e2e.labels(model)
+        self._decode_time = metrics.decode_time.labels(model)
+        self._tpot = metrics.tpot.labels(model)
+
+    def answer_finished(
+        self, reason: FinishReason, num_tokens: int, *, e2e_s: float, decode_s: float
+    ) -> None:
+        """An answer of `num_tokens` is complete."""
+        self.output_length.observe(num_tokens)
+        self._success[reason].inc()
+        self._e2e.observe(e2e_s)
+        self._decode_time.observe(decode_s)
+        if num_tokens > 1:
+            self._tpot.observe(decode_s / (num_tokens - 1))
 
 
 class _WithoutCreated:

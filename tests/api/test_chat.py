@@ -100,8 +100,8 @@ def test_parameters_reach_the_worker(tmp_path: Path) -> None:
         server = Server(tmp_path)
         response = await server.chat(
             temperature=0.5, top_p=0.9, top_k=-1, min_p=0.1, seed=-1, presence_penalty=1,
-            frequency_penalty=-1, repetition_penalty=1.1, min_tokens=2, stop_token_ids=[7], max_tokens=9, priority=3,
-            cache_salt="s",
+            frequency_penalty=-1, repetition_penalty=1.1, min_tokens=2, stop_token_ids=[7], max_tokens=9,
+            priority=3, cache_salt="s",
         )  # fmt: skip
         assert response.status_code == 200
         seen = server.worker.seen[0]

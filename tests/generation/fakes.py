@@ -157,6 +157,13 @@ class House:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Let time pass until the condition holds: for what threads do, which `settle` cannot follow."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - conditions of all kinds
+            await asyncio.sleep(0.001)
+
+
 async def settle(rounds: int = 20) -> None:
     """Let everything that can run, run."""
     for _ in range(rounds):

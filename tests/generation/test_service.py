@@ -22,7 +22,7 @@ from inference_server.generation.requests import (
 from inference_server.generation.service import Generation
 from inference_server.types import FinishReason, Usage
 from inference_server.worker.protocol import Progress
-from tests.generation.fakes import House, settle
+from tests.generation.fakes import House, settle, until
 
 HI = ChatPrompt(({"role": "user", "content": "hi"},))
 HI_TOKENS = len("<|im_start|>") and 1 + len("user\nhi") + 1 + 1 + 1 + len("assistant\n")
@@ -209,7 +209,7 @@ def test_a_draining_service_refuses_new_requests_and_finishes_old_ones(tmp_path:
         worker = await house.warm()
         worker.gate = asyncio.Semaphore(0)
         running = asyncio.create_task(answer(house, request()))
-        await settle()
+        await until(lambda: worker.open)
         house.service.shut_down()
         assert house.service.is_draining
         with pytest.raises(errors.ShuttingDown):
@@ -238,7 +238,6 @@ def test_a_failed_load_is_told_to_all_who_wait(tmp_path: Path) -> None:
 async def leaving(house: House) -> AsyncIterator[asyncio.Task[object]]:
     """A request under way that is cancelled at the end of the block, as when its client leaves."""
     task: asyncio.Task[object] = asyncio.create_task(answer(house, request()))
-    await settle()
     yield task
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -252,7 +251,7 @@ def test_leaving_while_the_model_loads_frees_the_place_but_not_the_load(tmp_path
         house = House(tmp_path, loads=False)
         other = asyncio.create_task(answer(house, request()))
         async with leaving(house):
-            assert house.service.num_requests == 2
+            await until(lambda: house.service.num_requests == 2)
             other.cancel()
             await settle()
         assert house.sample("helixflow_requests_cancelled_total", model="demo", stage="queue") == 2
@@ -266,6 +265,7 @@ def test_leaving_mid_answer_aborts_the_worker_at_once(tmp_path: Path) -> None:
         worker = await house.warm()
         worker.gate = asyncio.Semaphore(3)
         async with leaving(house):
+            await until(worker.gate.locked)
             assert worker.open == {"r1-0"}
         assert worker.aborted == ["r1-0"]
         assert house.sample("helixflow_requests_cancelled_total", model="demo", stage="decode") == 1

@@ -12,7 +12,10 @@ from tests.demo import DEMO_MODEL
 from tests.server.running import RunningServer
 
 pytestmark = pytest.mark.model
-WORDS = "river stone market window garden letter engine captain silver morning winter bridge".split()
+WORDS = (
+    "river", "stone", "market", "window", "garden", "letter", "engine", "captain", "silver", "morning",
+    "winter", "bridge",
+)  # fmt: skip
 
 
 def make_prompt(number: int) -> str:

@@ -53,7 +53,7 @@ def test_every_promised_metric_is_on_the_page() -> None:
 
 def test_a_finished_answer_is_counted() -> None:
     metrics = Metrics(["m"])
-    metrics.answer_finished("m", FinishReason.STOP, 5, e2e_s=2.0, decode_s=1.0)
+    metrics.of("m").answer_finished(FinishReason.STOP, 5, e2e_s=2.0, decode_s=1.0)
     assert sample(metrics, "vllm:request_generation_tokens_sum", model_name="m") == 5
     assert sample(metrics, "vllm:request_success_total", model_name="m", finished_reason="stop") == 1
     assert sample(metrics, "vllm:request_time_per_output_token_seconds_sum", model_name="m") == 0.25

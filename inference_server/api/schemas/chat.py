@@ -100,8 +100,8 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
         refuse(bool(self.continue_final_message), "continue_final_message", "true")
         refuse(self.modalities not in (None, ["text"]), "modalities", "an output other than text")
         for name in (
-            "function_call", "parallel_tool_calls", "reasoning_effort", "chat_template_kwargs", "audio", "prediction", "verbosity",
-            "web_search_options",
+            "function_call", "parallel_tool_calls", "reasoning_effort", "chat_template_kwargs", "audio",
+            "prediction", "verbosity", "web_search_options",
         ):  # fmt: skip
             refuse(getattr(self, name) is not None, name)
         if self.chat_template is not None:
