@@ -56,22 +56,25 @@ def load_model(
     inspect_folder(folder, allow_pickle=False, trust_remote_code=trust_remote_code)
     torch_dtype = DTYPES[dtype]
     target = torch.device(device)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch_dtype,
-        attn_implementation=attention,
-        device_map={"": target},
-        quantization_config=quantization_config(quantization, torch_dtype),
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=trust_remote_code,
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch_dtype,
+            attn_implementation=attention,
+            device_map={"": target},
+            quantization_config=quantization_config(quantization, torch_dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except KeyError as error:
+        if error.args != (attention,):
+            raise
+        # Some older families look the name up in a table of their own.
+        raise _no_attention_interface("the model's architecture") from error
     model.eval()
     if not model._can_set_attn_implementation():
-        raise ModelLoadFailed(
-            f"the architecture {type(model).__name__} does not call transformers' attention interface, "
-            "so its requests could not be kept apart in one batch; it cannot be served"
-        )
+        raise _no_attention_interface(f"the architecture {type(model).__name__}")
     freeze_batch_dependent_rope(model, max_model_len)
     config = model.config.get_text_config()
     return LoadedModel(
@@ -82,6 +85,13 @@ def load_model(
         weights_bytes=storage_bytes(model),
         eos_token_ids=_eos_token_ids(model),
         vocab_size=int(config.vocab_size),
+    )
+
+
+def _no_attention_interface(subject: str) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f"{subject} does not call transformers' attention interface, "
+        "so its requests could not be kept apart in one batch; it cannot be served"
     )
 
 

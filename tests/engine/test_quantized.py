@@ -1,0 +1,115 @@
+"""bitsandbytes models load on the CPU, generate, and stay near the float32 ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from inference_server.engine.assembly import build_text_engine
+from inference_server.engine.text_engine import TextEngine
+from inference_server.execution.attention.binding import INTERFACE_NAME, register
+from inference_server.execution.linear_layout import optimise_linear_layout
+from inference_server.loading.loader import load_model, storage_bytes
+from tests.engine.reference import (
+    build_engine,
+    engine_spec,
+    greedy_request,
+    reference_model,
+    run_to_end,
+    tokens_of,
+)
+from tests.engine.test_golden_rule import make_prompts
+
+SCHEMES = ["bnb-nf4", "bnb-int8"]
+MIN_TOP1_AGREEMENT = {"bnb-nf4": 0.6, "bnb-int8": 0.9}
+MIN_CORRELATION = {"bnb-nf4": 0.95, "bnb-int8": 0.999}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning",
+    "ignore:.*_check_is_size.*:FutureWarning",
+    "ignore:MatMul8bitLt.*:UserWarning",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose sizes suit 4-bit blocks of 64."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    path = tmp_path_factory.mktemp("tiny-llama-128")
+    LlamaForCausalLM(config).float().eval().save_pretrained(path)
+    return path
+
+
+def load(folder: Path, scheme: str, attention: str = "eager") -> Any:
+    return load_model(
+        folder,
+        device="cpu",
+        dtype="float32",
+        quantization=scheme,
+        max_model_len=256,
+        attention=attention,
+    )
+
+
+def generate(engine: TextEngine, prompts: dict[str, list[int]]) -> dict[str, list[int]]:
+    for request_id, prompt in prompts.items():
+        engine.submit(greedy_request(request_id, prompt, 10))
+    return {request_id: tokens_of(deltas) for request_id, deltas in run_to_end(engine).items()}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@torch.inference_mode()
+def test_logits_are_near_the_float32_ones(folder: Path, scheme: str) -> None:
+    ids = torch.randint(3, 128, (4, 64), generator=torch.Generator().manual_seed(1))
+    exact = reference_model(folder)(ids).logits
+    quantized = load(folder, scheme).model(ids).logits.float()
+    agreement = float((exact.argmax(-1) == quantized.argmax(-1)).float().mean())
+    correlation = float(torch.corrcoef(torch.stack([exact.flatten(), quantized.flatten()]))[0, 1])
+    assert agreement >= MIN_TOP1_AGREEMENT[scheme], (agreement, correlation)
+    assert correlation >= MIN_CORRELATION[scheme], (agreement, correlation)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_batch_gives_what_each_prompt_gives_alone(folder: Path, scheme: str) -> None:
+    prompts = make_prompts(6, seed=8)
+    together = generate(build_engine(folder, quantization=scheme), prompts)
+    assert {len(output) for output in together.values()} == {10}
+    engine = build_engine(folder, quantization=scheme, enable_prefix_caching=False)
+    alone = {name: generate(engine, {name: prompt})[name] for name, prompt in prompts.items()}
+    same = sum(together[name] == alone[name] for name in prompts)
+    assert same >= len(prompts) - 1, (together, alone)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_weights_are_smaller_and_stay_as_they_are(folder: Path, scheme: str) -> None:
+    register()
+    plain = load(folder, "none", INTERFACE_NAME)
+    quantized = load(folder, scheme, INTERFACE_NAME)
+    assert quantized.weights_bytes < 0.6 * plain.weights_bytes
+    optimise_linear_layout(quantized.model)
+    assert storage_bytes(quantized.model) == quantized.weights_bytes
+    types = {type(module.mlp.up_proj).__name__ for module in quantized.model.model.layers}
+    assert types == {"Linear4bit" if scheme == "bnb-nf4" else "Linear8bitLt"}
+    assert type(quantized.model.lm_head).__name__ == "Linear"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_engine_reports_the_bytes_it_holds(folder: Path, scheme: str) -> None:
+    _, facts = build_text_engine(engine_spec(folder, quantization=scheme), lambda stage, fraction: None)
+    assert facts.memory.weights_bytes < storage_bytes(reference_model(folder))
