@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 
 import msgspec
 
@@ -94,6 +95,8 @@ def _run_child(channel_fd: int) -> None:
         from inference_server.worker.process import run
 
         status = run(socket.socket(fileno=channel_fd))
+    except BaseException:
+        traceback.print_exc()  # `os._exit` would swallow it
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -17,6 +17,7 @@ from inference_server.worker.connection import ChildConnection
 
 GRACE_S = 5.0  # between Stop and SIGKILL
 WATCH_INTERVAL_S = 1.0
+MIN_SILENCE_S = 3.0  # heartbeats come about once a second: less would kill healthy workers
 
 _ERRORS: dict[str, type[errors.HelixFlowError]] = {
     cls.code: cls
@@ -26,6 +27,7 @@ _ERRORS: dict[str, type[errors.HelixFlowError]] = {
         errors.UnsupportedParameter,
         errors.InsufficientMemory,
         errors.ModelLoadFailed,
+        errors.ConfigError,
         errors.FetchFailed,
     )
 }
@@ -122,11 +124,13 @@ class WorkerHandle:
     async def stop(self) -> None:
         """See `Worker.stop`."""
         connection = self._open_connection()
+        if self._death_reason is None:
+            self._death_reason = "was stopped"
         connection.send(protocol.Stop())
         if not await connection.wait_exit(GRACE_S):
             connection.kill()
         await connection.terminate()
-        self.connection_closed("was stopped")
+        self.connection_closed(self._death_reason)
 
     # ------------------------------------------------------------ called by the connection
 
@@ -185,7 +189,7 @@ class WorkerHandle:
 
     def _watch_for_hang(self) -> None:
         silent_s = time.monotonic() - self._last_seen_s
-        if silent_s > self._hang_timeout_s:
+        if silent_s > max(self._hang_timeout_s, MIN_SILENCE_S):
             self._kill(f"gave no sign of life for {silent_s:.0f} s and was killed")
             return
         self._watch = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._watch_for_hang)

@@ -54,7 +54,7 @@ def run(sock: socket.socket) -> int:
     activity = Activity()
     threading.Thread(target=_watch, args=(channel, activity), name="watchdog", daemon=True).start()
     try:
-        first = channel.receive()[0]
+        first = _first_message(channel)
         if isinstance(first, protocol.Prepare):
             return _prepare(channel, activity, first)
         if isinstance(first, protocol.Load):
@@ -63,6 +63,13 @@ def run(sock: socket.socket) -> int:
         return 0
     logger.error("the first message was %s, not Prepare or Load", type(first).__name__)
     return 2
+
+
+def _first_message(channel: ChildChannel) -> protocol.ToChild:
+    """The server sends one message and waits for its answer, so nothing can follow it."""
+    while not (received := channel.receive()):
+        pass
+    return received[0]
 
 
 def _watch(channel: ChildChannel, activity: Activity) -> None:

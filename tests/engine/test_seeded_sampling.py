@@ -54,7 +54,7 @@ def test_together_is_as_alone(tiny_llama: Path, alone: dict[str, list[int]]) -> 
 
 
 def test_chunked_and_preempted_is_as_alone(tiny_llama: Path, alone: dict[str, list[int]]) -> None:
-    engine = build_engine(tiny_llama, kv_cache_tokens=128, max_model_len=64, max_num_batched_tokens=16)
+    engine = build_engine(tiny_llama, kv_cache_tokens=96, max_model_len=64, max_num_batched_tokens=16)
     assert run(engine, list(reversed(seeded_requests().values()))) == alone
     assert engine.step_stats().num_preemptions > 0
 
