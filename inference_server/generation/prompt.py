@@ -32,8 +32,6 @@ class PromptTemplate:
             self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.tokenizer.no_truncation()  # a repository's file may have either switched on
             self.tokenizer.no_padding()
-            self.tokenizer.no_truncation()  # a repository's file may have either switched on
-            self.tokenizer.no_padding()
         except Exception as error:
             raise ModelLoadFailed(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
         config = _read_json(folder / "tokenizer_config.json")
