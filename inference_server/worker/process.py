@@ -193,6 +193,8 @@ def _apply(channel: ChildChannel, engine: TextEngine, message: protocol.ToChild)
     elif isinstance(message, protocol.Abort):
         for request_id in message.request_ids:
             engine.abort(request_id)
+        if not engine.has_work:  # no step will come to say that nothing runs any more
+            channel.send(protocol.StepOutput(deltas=(), stats=engine.step_stats()))
 
 
 def _fail(channel: ChildChannel, code: str, error: Exception) -> None:

@@ -104,9 +104,11 @@ def _ignore_errors(server: RunningServer) -> None:
 
 def test_a_client_that_leaves_frees_its_place(slow_server: RunningServer) -> None:
     with slow_server.client.stream("POST", "/v1/chat/completions", json=stream_body("slow")) as response:
-        next(events(response))
+        received = events(response)  # dropping the iterator would close the response
+        next(received)
         until(lambda: gauge(slow_server, "vllm:num_requests_running", "slow") == 1)
-    until(lambda: slow_server.client.get("/models").json()["data"][0]["num_leases"] == 0, timeout_s=1)
+    until(lambda: gauge(slow_server, "vllm:num_requests_running", "slow") == 0, timeout_s=2)
+    assert slow_server.client.get("/models").json()["data"][0]["num_leases"] == 0
 
 
 def test_a_full_queue_is_429_with_retry_after(slow_server: RunningServer) -> None:
