@@ -84,7 +84,7 @@ async def _run(settings: Settings, catalog: Catalog, sock: socket.socket, displa
     )
     http = _HttpServer(application, settings)
     stop = asyncio.Event()
-    with _signals(stop, http):
+    with _signals(stop):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
             return await _live(settings, sock, manager, service, stop, display)
@@ -153,7 +153,7 @@ class _HttpServer(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, http: uvicorn.Server) -> Iterator[None]:
+def _signals(stop: asyncio.Event) -> Iterator[None]:
     """The first SIGTERM or SIGINT drains; the second ends the process at once, workers included."""
 
     def received() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.admission import probe
@@ -21,10 +22,8 @@ from inference_server.execution.linear_layout import optimise_linear_layout
 from inference_server.execution.runner import Runner, bind_layers
 from inference_server.execution.sampler import Sampler
 from inference_server.loading.loader import LoadedModel, load_model
-from inference_server.scheduling.scheduler import Scheduler, SchedulerConfig
 from inference_server.types import EngineSpec, MemoryReport
 
-BLOCK_SIZE = 16
 ProgressCallback = Callable[[str, float | None], None]
 logger = logging.getLogger(__name__)
 
@@ -63,10 +62,9 @@ def assemble(
         optimise_linear_layout(loaded.model)
     on_progress("check", None)
     layers = probe(loaded.model, loaded.config, loaded.device, loaded.dtype)
-    num_blocks = max(1, -(-spec.kv_cache_tokens // BLOCK_SIZE))
     cache = KVCache(
         [layer.shape for layer in layers],
-        num_blocks=num_blocks,
+        num_blocks=num_blocks(spec),
         block_size=BLOCK_SIZE,
         dtype=loaded.dtype,
         device=loaded.device,
@@ -81,17 +79,7 @@ def assemble(
         device=loaded.device,
         selects_rows="logits_to_keep" in inspect.signature(loaded.model.forward).parameters,
     )
-    scheduler = Scheduler(
-        SchedulerConfig(
-            max_num_seqs=spec.max_num_seqs,
-            max_num_batched_tokens=spec.max_num_batched_tokens,
-            max_model_len=spec.max_model_len,
-            block_size=BLOCK_SIZE,
-            num_blocks=num_blocks,
-            enable_prefix_caching=spec.enable_prefix_caching,
-            eos_token_ids=frozenset(loaded.eos_token_ids),
-        )
-    )
+    scheduler = build_scheduler(spec, loaded.eos_token_ids)
     facts = EngineFacts(
         memory=MemoryReport(
             weights_bytes=loaded.weights_bytes,
@@ -100,7 +88,7 @@ def assemble(
             rss_bytes=resident_bytes(),
         ),
         dtype=str(loaded.dtype).removeprefix("torch."),
-        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        kv_cache_tokens=num_blocks(spec) * BLOCK_SIZE,
         vocab_size=loaded.vocab_size,
     )
     logger.info(
@@ -108,7 +96,7 @@ def assemble(
         spec.model,
         facts.dtype,
         loaded.device,
-        num_blocks,
+        cache.num_blocks,
         BLOCK_SIZE,
         torch.get_num_threads(),
     )

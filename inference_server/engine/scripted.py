@@ -16,13 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory, ModelLoadFailed
 from inference_server.scheduling.batch import Batch, ScheduledSequence
-from inference_server.scheduling.scheduler import Scheduler, SchedulerConfig
 from inference_server.types import EngineSpec, MemoryReport
-
-BLOCK_SIZE = 16
 
 
 class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,22 +89,11 @@ def build_scripted_engine(
         raise ModelLoadFailed(f"the scripted model's options are wrong: {error}") from error
     _pretend_to_load(options, on_progress)
     eos_token_id = int(config["eos_token_id"])
-    num_blocks = max(1, -(-spec.kv_cache_tokens // BLOCK_SIZE))
-    scheduler = Scheduler(
-        SchedulerConfig(
-            max_num_seqs=spec.max_num_seqs,
-            max_num_batched_tokens=spec.max_num_batched_tokens,
-            max_model_len=spec.max_model_len,
-            block_size=BLOCK_SIZE,
-            num_blocks=num_blocks,
-            enable_prefix_caching=spec.enable_prefix_caching,
-            eos_token_ids=frozenset({eos_token_id}),
-        )
-    )
+    scheduler = build_scheduler(spec, {eos_token_id})
     facts = EngineFacts(
         memory=MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0),
         dtype="float32",
-        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        kv_cache_tokens=num_blocks(spec) * BLOCK_SIZE,
         vocab_size=int(config["vocab_size"]),
     )
     return TextEngine(scheduler, ScriptedRunner(options, eos_token_id), facts.vocab_size), facts

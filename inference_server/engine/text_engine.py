@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inference_server.errors import InvalidRequest
-from inference_server.scheduling.batch import Batch
+from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.scheduler import Scheduler
 from inference_server.types import EngineStats, GenerationRequest, MemoryReport, TokenDelta
 
-INVALID_TOKEN = -1  # a runner's answer for a sequence whose logits are not finite
 logger = logging.getLogger(__name__)
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence as Seq
 import torch
 
 from inference_server.execution import logits as processing
+from inference_server.scheduling.batch import INVALID_TOKEN
 from inference_server.scheduling.sequence import Sequence
 
-INVALID_TOKEN = -1
 _MASK64 = (1 << 64) - 1
 _BLOCK = 256  # tokens per partial sum
 

@@ -9,6 +9,8 @@ import msgspec
 
 from inference_server.scheduling.sequence import Sequence
 
+INVALID_TOKEN = -1  # a runner's answer for a sequence whose logits are not finite
+
 
 class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """Tokens `start … start + num_new_tokens - 1` of one sequence.

@@ -85,19 +85,24 @@ def _watch(channel: ChildChannel, activity: Activity) -> None:
             os._exit(0)
 
 
-def _reporter(channel: ChildChannel, activity: Activity) -> Callable[[str, float | None], None]:
-    """A progress callback that sends at most one message per percent or quarter second."""
-    last: list[object] = [None, 0.0, -1.0]  # stage, time, fraction
+class _Reporter:
+    """A progress callback that sends each new stage, each end, and at most four advances a second."""
 
-    def report(stage: str, fraction: float | None) -> None:
-        activity.restart()
+    def __init__(self, channel: ChildChannel, activity: Activity) -> None:
+        self._channel = channel
+        self._activity = activity
+        self._stage: str | None = None
+        self._sent_s = 0.0
+        self._fraction = -1.0
+
+    def __call__(self, stage: str, fraction: float | None) -> None:
+        self._activity.restart()
         now_s = time.monotonic()
-        moved = fraction is not None and abs(fraction - float(str(last[2]))) >= 0.01
-        if stage != last[0] or fraction == 1.0 or (moved and now_s - float(str(last[1])) >= 0.25):
-            last[:] = [stage, now_s, -1.0 if fraction is None else fraction]
-            channel.send(protocol.Progress(stage=stage, fraction=fraction))
-
-    return report
+        moved = fraction is not None and abs(fraction - self._fraction) >= 0.01
+        if stage != self._stage or fraction == 1.0 or (moved and now_s - self._sent_s >= 0.25):
+            self._stage, self._sent_s = stage, now_s
+            self._fraction = -1.0 if fraction is None else fraction
+            self._channel.send(protocol.Progress(stage=stage, fraction=fraction))
 
 
 def _prepare(channel: ChildChannel, activity: Activity, message: protocol.Prepare) -> int:
@@ -112,7 +117,7 @@ def _prepare(channel: ChildChannel, activity: Activity, message: protocol.Prepar
                 cache_dir=Path(message.cache_dir),
                 allow_pickle=message.allow_pickle,
                 trust_remote_code=message.trust_remote_code,
-                on_progress=_reporter(channel, activity),
+                on_progress=_Reporter(channel, activity),
             )
     except Exception as error:
         _fail(channel, "fetch_failed", error)
@@ -125,7 +130,7 @@ def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> 
     started_s = time.monotonic()
     try:
         with activity:
-            engine, facts = _build_engine(message, _reporter(channel, activity))
+            engine, facts = _build_engine(message, _Reporter(channel, activity))
     except Exception as error:
         _fail(channel, "insufficient_memory" if is_out_of_memory(error) else "model_load_failed", error)
         return 1
