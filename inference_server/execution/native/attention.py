@@ -1,0 +1,320 @@
+"""Attention over the paged cache: writing keys and values, and one task of queries against them.
+
+The cache is flat, float32 or bfloat16 bits: [layer][block][kv head][keys | values], a block being 16 tokens.
+Keys are stored transposed, [head_dim][16 tokens], and values as panels, [head_dim / 16][16 tokens][16]: both
+are what a dense tile reads, so that neither scores nor outputs need sums across lanes.
+
+A task is one kv head and a tile of consecutive tokens of one sequence; its rows are (token, query head of the
+group). It walks the keys in chunks with a running maximum and sum (Milakov and Gimelshein, arXiv:1805.02867).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from inference_server.execution.native.linear import dense_rows_bfloat16, dense_rows_float32
+from inference_server.execution.native.model import (
+    BLOCK,
+    KEY_NORM,
+    NONE,
+    QKV_BIAS,
+    QUERY_NORM,
+    ROPE,
+    WINDOW,
+)
+from inference_server.execution.native.rows import compiled, inverse_rms
+from inference_server.execution.native.vector import (
+    LANES,
+    add,
+    address,
+    broadcast,
+    exp,
+    load,
+    max_lanes,
+    maximum,
+    multiply,
+    multiply_add,
+    store,
+    subtract,
+    sum_lanes,
+)
+
+CHUNK = 128  # keys per pass: scores of a task stay in the first-level cache
+MAX_TASK_ROWS = 32  # rows of an attention task, unless one token's group alone has more
+_BLOCKS_PER_CHUNK = CHUNK // BLOCK
+_MASKED = np.float32(-1e30)
+
+
+def _multiply_tiles(cache: Any, *arguments: Any) -> None:
+    """`linear.dense_rows_…` for the number format of the cache."""
+
+
+@overload(_multiply_tiles)
+def _choose_tiles(
+    cache: Any, rows: Any, x: Any, x_stride: Any, panels: Any, table: Any, panel_stride: Any, segments: Any,
+    columns: Any, out: Any, out_stride: Any, adds: Any,
+) -> Any:  # fmt: skip
+    dense_rows = dense_rows_bfloat16 if cache.dtype == types.uint16 else dense_rows_float32
+
+    def run(
+        cache: Any, rows: int, x: int, x_stride: int, panels: int, table: int, panel_stride: int,
+        segments: int, columns: int, out: int, out_stride: int, adds: bool,
+    ) -> None:  # fmt: skip
+        dense_rows(
+            rows, x, x_stride, panels, table, panel_stride, segments, columns, out, out_stride, adds, False
+        )
+
+    return run
+
+
+@compiled
+def _rotate(
+    source: Any,
+    start: int,
+    head_dim: int,
+    factor: Any,
+    weights: Any,
+    weight: int,
+    rope: Any,
+    angle: int,
+    out: Any,
+    out_start: int,
+) -> None:
+    """out = rotary embedding of (source * factor [* weights]); halves are rotated against each other."""
+    half = head_dim // 2
+    for k in range(0, half, LANES):
+        a = multiply(load(source, start + k), factor)
+        b = multiply(load(source, start + half + k), factor)
+        if weight != NONE:
+            a = multiply(a, load(weights, weight + k))
+            b = multiply(b, load(weights, weight + half + k))
+        cosine, sine = load(rope, angle + k), load(rope, angle + half + k)
+        store(out, out_start + k, subtract(multiply(a, cosine), multiply(b, sine)))
+        store(out, out_start + half + k, multiply_add(b, cosine, multiply(a, sine)))
+
+
+@compiled
+def add_bias(model: Any, scratch: Any, layer: int, row: int) -> None:
+    """Add the layer's bias to one row of `qkv`, if it has one."""
+    bias = model.layers[layer, QKV_BIAS]
+    if bias == NONE:
+        return
+    qkv = scratch.qkv.reshape(-1)
+    width = scratch.qkv.shape[1]
+    for k in range(0, width, LANES):
+        store(qkv, row * width + k, add(load(qkv, row * width + k), load(model.vectors, bias + k)))
+
+
+@compiled
+def store_keys_and_values(
+    model: Any, batch: Any, scratch: Any, cache: Any, blocks: int, layer: int, row: int, thread: int
+) -> None:
+    """Write one token's keys and values, all heads, into its block.
+
+    Whoever writes the first token of a block clears its values, so that nothing stale (an infinity, say)
+    is ever multiplied by a zero weight.
+    """
+    dim = model.head_dim
+    position = batch.positions[row]
+    block = batch.block_tables[batch.sequence[row], position // BLOCK]
+    slot = position % BLOCK
+    size = dim * BLOCK
+    qkv = scratch.qkv.reshape(-1)
+    rotated = scratch.queries[thread]
+    norm = model.layers[layer, KEY_NORM]
+    angle = model.layers[layer, ROPE] + position * dim
+    for head in range(model.num_kv_heads):
+        key = row * scratch.qkv.shape[1] + (model.num_heads + head) * dim
+        value = key + model.num_kv_heads * dim
+        factor = broadcast(np.float32(1.0))
+        if norm != NONE:
+            factor = broadcast(inverse_rms(qkv, key, dim, model.norm_epsilon))
+        _rotate(qkv, key, dim, factor, model.vectors, norm, model.rope, angle, rotated, 0)
+        place = ((layer * blocks + block) * model.num_kv_heads + head) * 2 * size
+        _scatter(cache, place + slot, rotated, dim)
+        if slot == 0:
+            for k in range(place + size, place + 2 * size, LANES):
+                store(cache, k, broadcast(np.float32(0.0)))
+        for k in range(0, dim, LANES):
+            store(cache, place + size + k * BLOCK + slot * LANES, load(qkv, value + k))
+
+
+def _scatter(cache: Any, place: int, values: Any, size: int) -> None:
+    """Write a key, one number per row of 16 tokens."""
+
+
+@overload(_scatter)
+def _choose_scatter(cache: Any, place: Any, values: Any, size: Any) -> Any:
+    if cache.dtype == types.uint16:
+
+        def scatter(cache: Any, place: int, values: Any, size: int) -> None:
+            for k in range(size):
+                bits = np.float32(values[k]).view(np.uint32)
+                odd = (bits >> np.uint32(16)) & np.uint32(1)
+                if values[k] == values[k]:
+                    bits = bits + np.uint32(0x7FFF) + odd
+                cache[place + k * BLOCK] = np.uint16(bits >> np.uint32(16))
+    else:
+
+        def scatter(cache: Any, place: int, values: Any, size: int) -> None:
+            for k in range(size):
+                cache[place + k * BLOCK] = values[k]
+
+    return scatter
+
+
+@compiled
+def attend(
+    model: Any,
+    batch: Any,
+    scratch: Any,
+    cache: Any,
+    blocks: int,
+    layer: int,
+    tile: int,
+    head: int,
+    thread: int,
+) -> None:
+    """One task: the queries of `batch.tiles[tile]` for one kv head, into `scratch.attention`."""
+    dim = model.head_dim
+    group = model.num_heads // model.num_kv_heads
+    first, last = batch.tiles[tile, 0], batch.tiles[tile, 1]
+    rows = (last - first) * group
+    sequence = batch.sequence[first]
+    window = model.layers[layer, WINDOW]
+    queries, scores, values, maxima = (
+        scratch.queries[thread],
+        scratch.scores[thread],
+        scratch.values[thread],
+        scratch.maxima[thread],
+    )
+    _load_queries(model, batch, scratch, layer, first, last, head, queries)
+    for row in range(rows):
+        maxima[row], maxima[rows + row] = _MASKED, np.float32(0.0)
+    end = batch.positions[last - 1] + 1
+    begin = 0 if window == 0 else max(0, batch.positions[first] + 1 - window)
+    size = dim * BLOCK
+    block_stride = model.num_kv_heads * 2 * size * cache.itemsize
+    keys = address(cache, (layer * blocks * model.num_kv_heads + head) * 2 * size)
+    table = batch.block_tables.reshape(-1)
+    table_start = sequence * batch.block_tables.shape[1]
+    chunk = begin // BLOCK * BLOCK
+    is_first = True
+    while chunk < end:
+        num_blocks = min(_BLOCKS_PER_CHUNK, (end - chunk + BLOCK - 1) // BLOCK)
+        for index in range(num_blocks):
+            place = address(table, table_start + chunk // BLOCK + index)
+            _multiply_tiles(
+                cache, rows, address(queries, 0), dim, keys, place, block_stride, 1, dim,
+                address(scores, index * BLOCK), CHUNK, False,
+            )  # fmt: skip
+        for token in range(first, last):
+            position = batch.positions[token]
+            low = 0 if window == 0 else max(0, position + 1 - window - chunk)
+            high = min(position + 1 - chunk, num_blocks * BLOCK)
+            for g in range(group):
+                row = (token - first) * group + g
+                _soften(
+                    scores,
+                    row * CHUNK,
+                    num_blocks * BLOCK,
+                    low,
+                    high,
+                    maxima,
+                    row,
+                    rows,
+                    values,
+                    row * dim,
+                    dim,
+                )
+        place = address(table, table_start + chunk // BLOCK)
+        for k in range(0, dim, LANES):
+            _multiply_tiles(
+                cache, rows, address(scores, 0), CHUNK, keys + (size + k * BLOCK) * cache.itemsize, place,
+                block_stride, num_blocks, BLOCK, address(values, k), dim, not is_first,
+            )  # fmt: skip
+        is_first = False
+        chunk += CHUNK
+    out = scratch.attention.reshape(-1)
+    for row in range(rows):
+        inverse = broadcast(np.float32(1.0) / maxima[rows + row])
+        start = (first + row // group) * scratch.attention.shape[1] + (head * group + row % group) * dim
+        for k in range(0, dim, LANES):
+            store(out, start + k, multiply(load(values, row * dim + k), inverse))
+
+
+@compiled
+def _load_queries(
+    model: Any, batch: Any, scratch: Any, layer: int, first: int, last: int, head: int, queries: Any
+) -> None:
+    """Normalise, rotate and scale the queries of a task → queries [(token, group)][head_dim]."""
+    dim = model.head_dim
+    group = model.num_heads // model.num_kv_heads
+    qkv = scratch.qkv.reshape(-1)
+    norm = model.layers[layer, QUERY_NORM]
+    scale = np.float32(model.attention_scale)
+    row = 0
+    for token in range(first, last):
+        angle = model.layers[layer, ROPE] + batch.positions[token] * dim
+        for g in range(group):
+            start = token * scratch.qkv.shape[1] + (head * group + g) * dim
+            factor = scale
+            if norm != NONE:
+                factor = scale * inverse_rms(qkv, start, dim, model.norm_epsilon)
+            _rotate(
+                qkv, start, dim, broadcast(factor), model.vectors, norm, model.rope, angle, queries, row * dim
+            )
+            row += 1
+
+
+@compiled
+def _soften(
+    scores: Any,
+    start: int,
+    size: int,
+    low: int,
+    high: int,
+    maxima: Any,
+    row: int,
+    rows: int,
+    values: Any,
+    value_start: int,
+    dim: int,
+) -> None:
+    """Scores of one row in one chunk → unnormalised weights; rescales what earlier chunks have left.
+
+    Keys outside [low, high) get no weight. `maxima` holds each row's maximum, then each row's sum.
+    """
+    if high <= low:
+        for k in range(0, size, LANES):
+            store(scores, start + k, broadcast(np.float32(0.0)))
+        return
+    for k in range(low):
+        scores[start + k] = _MASKED
+    for k in range(high, size):
+        scores[start + k] = _MASKED
+    largest = broadcast(maxima[row])
+    for k in range(start, start + size, LANES):
+        largest = maximum(largest, load(scores, k))
+    top = max_lanes(largest)
+    if top > maxima[row] and maxima[rows + row] > np.float32(0.0):
+        factor = exp(broadcast(maxima[row] - top))
+        maxima[rows + row] *= max_lanes(factor)
+        for k in range(value_start, value_start + dim, LANES):
+            store(values, k, multiply(load(values, k), factor))
+    maxima[row] = top
+    shift = broadcast(top)
+    for k in range(start, start + size, LANES):
+        store(scores, k, exp(subtract(load(scores, k), shift)))
+    for k in range(low):
+        scores[start + k] = np.float32(0.0)
+    for k in range(high, size):
+        scores[start + k] = np.float32(0.0)
+    total = broadcast(np.float32(0.0))
+    for k in range(start, start + size, LANES):
+        total = add(total, load(scores, k))
+    maxima[rows + row] += sum_lanes(total)
