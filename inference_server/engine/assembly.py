@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
+from inference_server.engine.synchronous import Synchronous
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.admission import probe
 from inference_server.execution.attention.binding import INTERFACE_NAME, StepSlot, register
 from inference_server.execution.attention.sdpa import SdpaBackend
+from inference_server.execution.inputs import StepInput
 from inference_server.execution.kv_cache import KVCache
 from inference_server.execution.linear_layout import optimise_linear_layout
 from inference_server.execution.runner import Runner, bind_layers
@@ -69,7 +71,7 @@ def assemble(
         dtype=loaded.dtype,
         device=loaded.device,
     )
-    slot = StepSlot()
+    slot: StepSlot[StepInput] = StepSlot()
     bind_layers(layers, cache, SdpaBackend(), slot)
     runner = Runner(
         loaded.model,
@@ -100,7 +102,7 @@ def assemble(
         BLOCK_SIZE,
         torch.get_num_threads(),
     )
-    return TextEngine(scheduler, runner, facts.vocab_size), facts
+    return TextEngine(scheduler, Synchronous(runner), facts.vocab_size), facts
 
 
 def resident_bytes() -> int:

@@ -16,12 +16,16 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """Tokens `start … start + num_new_tokens - 1` of one sequence.
 
     `samples`: these are the last tokens that the sequence has, so the logits of the last one give its next.
+    `draft_token_ids`: the last of the new tokens, guessed, not yet in `sequence.token_ids`.
+    `carries`: the one new token is not known yet; it is what the step before, still in flight, samples.
     """
 
     sequence: Sequence
     start: int
     num_new_tokens: int
     samples: bool
+    draft_token_ids: tuple[int, ...] = ()
+    carries: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True):
