@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _order(value: Any):
+def _order(value):
     """A float32 as an int32 of the same order."""
     bits = value.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _mass_above(logits: Any, row: Any, vocab_size: Any, best: Any, bound: Any, TILE: tl.constexpr):
+def _mass_above(logits, row, vocab_size, best, bound, TILE: tl.constexpr):
     """Weight of all tokens whose order is above `bound`; the likeliest token weighs 1."""
     total = tl.zeros([TILE], tl.float32)
     for start in range(0, vocab_size, TILE):
@@ -28,10 +26,10 @@ def _mass_above(logits: Any, row: Any, vocab_size: Any, best: Any, bound: Any, T
 
 @triton.jit
 def nucleus_thresholds(
-    logits: Any,  # [num_rows, vocab_size] float32, contiguous
-    top_p: Any,  # [num_rows] float32
-    thresholds: Any,  # [num_rows] float32
-    vocab_size: Any,
+    logits,  # [num_rows, vocab_size] float32, contiguous
+    top_p,  # [num_rows] float32
+    thresholds,  # [num_rows] float32
+    vocab_size,
     TILE: tl.constexpr,
 ):
     """The smallest logit that stays: all likelier tokens together have less than `top_p`.
