@@ -13,17 +13,11 @@ from pathlib import Path
 import torch
 
 from inference_server.execution.admission import probe
-from inference_server.execution.attention.binding import INTERFACE_NAME, StepSlot, register
-from inference_server.execution.attention.cuda import CudaBackend
-from inference_server.execution.attention.triton_paged import TritonAttention
-from inference_server.execution.block_tables import BlockTables
-from inference_server.execution.cuda_graphs import capture_decodes, ladder
+from inference_server.execution.attention.binding import INTERFACE_NAME, register
 from inference_server.execution.cuda_runner import CudaRunner
+from inference_server.execution.cuda_setup import set_up_cuda
 from inference_server.execution.kv_cache import KVCache
-from inference_server.execution.paged_step import PagedStep
 from inference_server.execution.pending import DeviceStep
-from inference_server.execution.runner import bind_layers
-from inference_server.execution.sampler import Sampler
 from inference_server.loading.loader import load_model
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.sequence import Sequence
@@ -40,9 +34,7 @@ def again(compute: Callable[[], None]) -> Callable[[], None]:
     return compute
 
 
-def make_runner(
-    folder: Path, *, with_graphs: bool, cold_from: int | None = None, backend: CudaBackend | None = None
-) -> CudaRunner:
+def make_runner(folder: Path, *, with_graphs: bool) -> CudaRunner:
     """A CUDA runner over a tiny model in float32."""
     register()
     loaded = load_model(
@@ -61,30 +53,19 @@ def make_runner(
         dtype=torch.float32,
         device=CPU,
     )
-    slot: StepSlot[PagedStep] = StepSlot()
-    bind_layers(layers, cache, backend or CudaBackend(TritonAttention(1), None), slot)
-    tables = BlockTables(max_rows=MAX_NUM_SEQS, width=256 // BLOCK_SIZE, device=CPU)
-    runner = CudaRunner(
-        loaded.model,
-        slot=slot,
-        sampler=Sampler(loaded.eos_token_ids, b"salt"),
-        tables=tables,
-        block_size=BLOCK_SIZE,
-        vocab_size=loaded.vocab_size,
-        device=CPU,
-        selects_rows=True,
-        cold_from=cold_from,
+    runner = set_up_cuda(
+        loaded,
+        layers,
+        cache,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_model_len=64,
+        salt=b"salt",
+        capture=again,
     )
-    if with_graphs:
-        runner.graphs = capture_decodes(
-            ladder(MAX_NUM_SEQS),
-            forward=runner.forward,
-            block_table=tables.device,
-            vocab_size=loaded.vocab_size,
-            num_slots=NUM_BLOCKS * BLOCK_SIZE,
-            capture=again,
-        )
-        assert runner.graphs is not None
+    assert runner is not None
+    assert runner.graphs is not None
+    if not with_graphs:
+        runner.graphs = None
     return runner
 
 

@@ -1,6 +1,6 @@
-"""Compile every Triton kernel to machine code for a GPU that is not here. Run as a program; prints one line each.
+"""Compile every Triton kernel to machine code for a GPU that need not be here; one line each.
 
-python -m tests.execution.compile_kernels [compute capability, 90]
+`python -m benchmarks.compile_kernels 90`, where 90 is the compute capability.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ CASES: list[tuple[str, Any, tuple[str, ...], dict[str, Any]]] = [
         "attend: head size 256",
         attention.attend,
         ATTEND_POINTERS + ATTEND_NUMBERS,
-        attend(KEY_DIM=256, KEY_PAD=256, VALUE_DIM=256, VALUE_PAD=256, TILE=32, ROWS=64, QUERIES=16, DECODE=False),
+        attend(
+            KEY_DIM=256, KEY_PAD=256, VALUE_DIM=256, VALUE_PAD=256, TILE=32, ROWS=64, QUERIES=16, DECODE=False
+        ),
     ),
     (
         "reduce_splits",
@@ -86,7 +88,9 @@ def main(argv: list[str]) -> int:
         names = [argument for argument in kernel.arg_names if argument not in constants]
         signature = dict(zip(names, types, strict=True)) | dict.fromkeys(constants, "constexpr")
         source = triton.compiler.ASTSource(
-            fn=kernel, signature=signature, constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()}
+            fn=kernel,
+            signature=signature,
+            constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()},
         )
         started_s = time.perf_counter()
         try:
