@@ -56,9 +56,7 @@ def test_the_ladder_rises_to_the_largest_batch_and_pads_little(max_num_seqs: int
     assert sizes[0] == 1
     assert sizes[-1] == max_num_seqs
     assert list(sizes) == sorted(set(sizes))
-    assert all(
-        later <= max(earlier * 2, earlier + 8) for earlier, later in itertools.pairwise(sizes)
-    )
+    assert all(later <= max(earlier * 2, earlier + 8) for earlier, later in itertools.pairwise(sizes))
 
 
 def test_a_replay_computes_what_is_in_the_fixed_tensors() -> None:
