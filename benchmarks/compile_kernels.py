@@ -12,7 +12,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from inference_server.execution.triton_kernels import attention, nucleus
+from inference_server.execution.triton_kernels import attention, fused, nucleus
 
 HALF, FLOAT, INT = "*bf16", "*fp32", "*i32"
 ATTEND_POINTERS = (HALF, HALF, HALF, HALF, FLOAT, FLOAT, FLOAT, INT, INT, INT, INT, HALF)
@@ -76,6 +76,14 @@ CASES: list[tuple[str, Any, tuple[str, ...], dict[str, Any]]] = [
         (HALF, HALF, HALF, HALF, INT, *("i32",) * 5),
         {"KEY_DIM": 128, "KEY_PAD": 128, "VALUE_DIM": 128, "VALUE_PAD": 128},
     ),
+    (
+        "rms_norm",
+        fused.rms_norm,
+        (HALF, HALF, HALF, "fp32"),
+        {"WIDTH": 4096, "PAD": 4096, "OFFSET": 0.0, "ROUND_FIRST": True},
+    ),
+    ("silu_and_multiply", fused.silu_and_multiply, (HALF, HALF, HALF, *("i32",) * 3), {"TILE": 1024}),
+    ("rotate", fused.rotate, (HALF,) * 6 + ("i32",) * 6, {"HALF": 64, "PAD": 64}),
     ("nucleus_thresholds", nucleus.nucleus_thresholds, (FLOAT, FLOAT, FLOAT, "i32"), {"TILE": 4096}),
 ]
 

@@ -47,6 +47,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    profile: dict[str, float] = field(default_factory=dict)  # kernels' shares of a decode step
 
     def add(self, name: str, goal: str, measured: str, passed: bool | None = None) -> None:
         """Note a line, and show it at once."""
@@ -57,8 +58,9 @@ class Report:
 class Suite:
     """Runs its parts in order, each on its own."""
 
-    def __init__(self, device: torch.device, sizes: timings.Sizes) -> None:
-        self.device, self.sizes = device, sizes
+    def __init__(self, device: torch.device, sizes: timings.Sizes, *, judges: bool) -> None:
+        """`judges`: whether figures are held against the goals."""
+        self.device, self.sizes, self.judges = device, sizes, judges
         self.report = Report()
         self._started_s = time.perf_counter()
 
@@ -82,6 +84,10 @@ class Suite:
         """A part that is right or raises."""
         self.part(name, lambda: self.report.add(name, "right", compute(self.device), True))
 
+    def goal(self, name: str, goal: str, measured: str, passed: bool | None) -> None:
+        """A figure that there is a goal for."""
+        self.report.add(name, goal, measured, passed if self.judges else None)
+
     def machine(self) -> None:
         """What this machine can do."""
         figures = self.report.figures
@@ -103,18 +109,25 @@ class Suite:
         self.report.add(f"output of {self.sizes.streams} streams", "–", f"{figures['throughput']:.0f} tok/s")
         figures["prefill"] = bench.prefill_rate()
         self._against_gemm()
+        if self.device.type == "cuda":
+            self.part("profile", lambda: self._profile(bench))
+
+    def _profile(self, bench: timings.Bench) -> None:
+        for name, share in bench.profile():
+            self.report.profile[name] = round(share, 4)
+            print(f"  {share:6.1%}  {name[:100]}", flush=True)
 
     def _against_roofline(self, weight_bytes: int) -> None:
         figures = self.report.figures
         figures["weight_bytes"] = weight_bytes
         measured = f"{figures['decode_ms']:.2f} ms per token"
         if "bandwidth" not in figures:
-            self.report.add("decode, one stream", "≥ 70 % of the roofline", measured)
+            self.goal("decode, one stream", "≥ 70 % of the roofline", measured, None)
             return
         floor_ms = 1000 * weight_bytes / figures["bandwidth"]
         share = figures["decode_share"] = floor_ms / figures["decode_ms"]
         text = f"{measured}, floor {floor_ms:.2f}: {share:.0%}"
-        self.report.add("decode, one stream", "≥ 70 % of the roofline", text, share >= 0.7)
+        self.goal("decode, one stream", "≥ 70 % of the roofline", text, share >= 0.7)
 
     def _against_gemm(self) -> None:
         figures = self.report.figures
@@ -124,7 +137,7 @@ class Suite:
             figures["prefill_share"] = share
             text += f": {share:.0%}"
         passed = None if share is None else share >= 0.5
-        self.report.add("prefill", "≥ 50 % of the matrix product's rate", text, passed)
+        self.goal("prefill", "≥ 50 % of the matrix product's rate", text, passed)
 
     def peer(self) -> None:
         """transformers' continuous batching on the same work."""
@@ -136,7 +149,7 @@ class Suite:
             ratio = figures["throughput_ratio"] = figures["throughput"] / figures["peer_throughput"]
             text += f": we are {ratio:.1f} times as fast"
             passed = ratio >= 2.0
-        self.report.add("transformers' continuous batching", "≤ half of ours", text, passed)
+        self.goal("transformers' continuous batching", "≤ half of ours", text, passed)
 
     def nf4(self) -> None:
         """A lone stream on 4-bit weights."""
@@ -145,7 +158,7 @@ class Suite:
         figures["nf4_decode_ms"] = 1000 * bench.step_seconds()
         text = f"{figures['nf4_decode_ms']:.2f} ms per token"
         passed = figures["nf4_decode_ms"] < figures["decode_ms"] if "decode_ms" in figures else None
-        self.report.add("nf4 decode, one stream", "faster than bf16", text, passed)
+        self.goal("nf4 decode, one stream", "faster than bf16", text, passed)
 
     def run(self, only: set[str]) -> None:
         """Every part, or those named."""
@@ -204,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     if device.type != "cuda" and not arguments.dry_run:
         parser.error("there is no GPU here; --dry-run works without one")
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    suite = Suite(device, timings.SIZES["dry" if arguments.dry_run else "full"])
+    suite = Suite(device, timings.SIZES["dry" if arguments.dry_run else "full"], judges=not arguments.dry_run)
     suite.run(set(arguments.only))
     facts = describe(device)
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -131,8 +132,21 @@ class Bench:
         """Median time between the tokens of a lone stream."""
         self.run(1, self.sizes.prompt, 8)
         times = [at for at, _ in self.run(1, self.sizes.prompt, self.sizes.output)]
-        gaps = sorted(later - earlier for earlier, later in zip(times[2:], times[3:], strict=False))
+        gaps = sorted(later - earlier for earlier, later in itertools.pairwise(times[2:]))
         return gaps[len(gaps) // 2]
+
+    def profile(self, num_lines: int = 10) -> list[tuple[str, float]]:
+        """Where a lone stream's decode steps go: (kernel, share of the device's time), largest first."""
+        activity = torch.profiler.ProfilerActivity
+        with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as profiler:
+            self.run(1, self.sizes.prompt, 12)
+        times: dict[str, float] = {}
+        for event in profiler.key_averages():
+            if event.device_type != torch.autograd.DeviceType.CPU:
+                times[event.key] = times.get(event.key, 0.0) + event.self_device_time_total
+        total = sum(times.values())
+        largest = sorted(times.items(), key=lambda entry: -entry[1])[:num_lines]
+        return [(name, spent / total) for name, spent in largest if total]
 
     def throughput(self) -> float:
         """Output tokens per second of all streams together, prefill included; better of two."""

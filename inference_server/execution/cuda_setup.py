@@ -1,4 +1,4 @@
-"""From a loaded model on a GPU to the runner that computes its steps: backend, check, warm-up, graphs.
+"""From a loaded model on a GPU to the runner of its steps: fusion, backend, check, warm-up, graphs.
 
 Whatever does not work as it should is found here, logged, and done without: the paged kernels (None is
 returned, and the general runner takes over), flash attention, or the graphs.
@@ -36,6 +36,21 @@ from inference_server.types import GenerationRequest, SamplingParams
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 _WARM_UP_TOKENS = (300, 20, 1)  # a cold chunk for flash attention, a chunk for our kernel, a decode
 logger = logging.getLogger(__name__)
+
+
+def prepare_for_cuda(loaded: LoadedModel) -> None:
+    """Fuse what can be fused; to be called before the model's self-test, which then tests the result."""
+    try:
+        from inference_server.execution.fusion import fuse
+    except ImportError as error:
+        logger.warning("nothing is fused: Triton cannot be imported (%s)", error)
+        return
+    try:
+        fuse(loaded.model, loaded.dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler's failures are of many kinds; what is fused so far is right
+        logger.warning("no more is fused: a kernel failed", exc_info=error)
 
 
 def set_up_cuda(

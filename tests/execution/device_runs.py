@@ -15,7 +15,7 @@ import torch
 from inference_server.execution.admission import probe
 from inference_server.execution.attention.binding import INTERFACE_NAME, register
 from inference_server.execution.cuda_runner import CudaRunner
-from inference_server.execution.cuda_setup import set_up_cuda
+from inference_server.execution.cuda_setup import prepare_for_cuda, set_up_cuda
 from inference_server.execution.kv_cache import KVCache
 from inference_server.execution.pending import DeviceStep
 from inference_server.loading.loader import load_model
@@ -34,7 +34,7 @@ def again(compute: Callable[[], None]) -> Callable[[], None]:
     return compute
 
 
-def make_runner(folder: Path, *, with_graphs: bool) -> CudaRunner:
+def make_runner(folder: Path, *, with_graphs: bool, is_fused: bool = False) -> CudaRunner:
     """A CUDA runner over a tiny model in float32."""
     register()
     loaded = load_model(
@@ -45,6 +45,8 @@ def make_runner(folder: Path, *, with_graphs: bool) -> CudaRunner:
         max_model_len=256,
         attention=INTERFACE_NAME,
     )
+    if is_fused:
+        prepare_for_cuda(loaded)
     layers = probe(loaded.model, loaded.config, CPU, torch.float32)
     cache = KVCache(
         [layer.shape for layer in layers],

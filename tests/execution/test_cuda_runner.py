@@ -74,6 +74,12 @@ def test_replayed_steps_with_two_in_flight_equal_plain_generation(folder: Path) 
     assert_golden(reference_model(folder), prompts(), outputs)
 
 
+def test_fused_models_equal_plain_generation(folder: Path) -> None:
+    sequences = [make_sequence(name, prompt, 4) for name, prompt in prompts(2).items()]
+    outputs = Run(make_runner(folder, with_graphs=True, is_fused=True), depth=2).generate(sequences)
+    assert_golden(reference_model(folder), prompts(2), outputs)
+
+
 def test_sampled_tokens_are_the_same_with_two_steps_in_flight_and_from_graphs(llama: Path) -> None:
     plain = Run(make_runner(llama, with_graphs=False)).generate(mixed())
     assert Run(make_runner(llama, with_graphs=True), depth=2).generate(mixed()) == plain
