@@ -5,6 +5,7 @@ Drives batches as an engine does, one or two steps in flight, over sequences tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 
 from inference_server.execution.admission import probe
 from inference_server.execution.attention.binding import INTERFACE_NAME, register
+from inference_server.execution.cuda_graphs import DecodeGraphs
 from inference_server.execution.cuda_runner import CudaRunner
 from inference_server.execution.cuda_setup import prepare_for_cuda, set_up_cuda
 from inference_server.execution.kv_cache import KVCache
@@ -35,7 +37,21 @@ def again(compute: Callable[[], None]) -> Callable[[], None]:
 
 
 def make_runner(folder: Path, *, with_graphs: bool, is_fused: bool = False) -> CudaRunner:
-    """A CUDA runner over a tiny model in float32."""
+    """A CUDA runner over a tiny model in float32; one per model, as interpreting takes its time."""
+    runner, graphs = _shared_runner(folder, is_fused)
+    runner.graphs = graphs if with_graphs else None
+    return runner
+
+
+@functools.cache
+def _shared_runner(folder: Path, is_fused: bool) -> tuple[CudaRunner, DecodeGraphs]:
+    runner = build_runner(folder, is_fused=is_fused)
+    assert runner.graphs is not None
+    return runner, runner.graphs
+
+
+def build_runner(folder: Path, *, is_fused: bool = False) -> CudaRunner:
+    """A runner that no other test has."""
     register()
     loaded = load_model(
         folder,
@@ -65,9 +81,6 @@ def make_runner(folder: Path, *, with_graphs: bool, is_fused: bool = False) -> C
         capture=again,
     )
     assert runner is not None
-    assert runner.graphs is not None
-    if not with_graphs:
-        runner.graphs = None
     return runner
 
 

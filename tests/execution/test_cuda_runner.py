@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.execution.triton_here import require_interpreter
+from tests.execution.triton_here import require_triton
 
-require_interpreter()
+require_triton()
 
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch, ScheduledSequence  # noqa: E402
 from inference_server.scheduling.sequence import Sequence  # noqa: E402
 from inference_server.types import GenerationRequest, SamplingParams  # noqa: E402
 from tests.engine.reference import assert_golden, reference_model  # noqa: E402
 from tests.engine.tiny_models import VOCAB_SIZE, save_tiny_model  # noqa: E402
-from tests.execution.device_runs import Run, make_runner  # noqa: E402
+from tests.execution.device_runs import Run, build_runner, make_runner  # noqa: E402
 
 GREEDY = {"temperature": 0.0}
 
@@ -138,7 +138,7 @@ def test_a_token_that_no_step_in_flight_chooses_cannot_be_carried(llama: Path) -
 
 
 def test_damage_stays_in_its_row_also_when_it_is_carried(llama: Path) -> None:
-    runner = make_runner(llama, with_graphs=True)
+    runner = build_runner(llama)
     clean = Run(runner, depth=2).generate([make_sequence(n, p) for n, p in prompts(2).items()])
     with torch.no_grad():
         runner._model.get_input_embeddings().weight[1] = float("nan")  # tied: logit 1 is NaN for all …

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.execution.triton_here import require_interpreter
+from tests.execution.triton_here import require_triton
 
-require_interpreter()
+require_triton()
 
 from inference_server.execution.fused import rotate, silu_and_multiply  # noqa: E402
 from inference_server.execution.fusion import Projections, fuse  # noqa: E402

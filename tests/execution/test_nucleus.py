@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.execution.triton_here import require_interpreter
+from tests.execution.triton_here import require_triton
 
-require_interpreter()
+require_triton()
 
 from inference_server.execution.logits import keep_top_p  # noqa: E402
 from inference_server.execution.nucleus import keep_top_p_on_device  # noqa: E402

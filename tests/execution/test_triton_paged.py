@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.execution.triton_here import require_interpreter
+from tests.execution.triton_here import require_triton
 
-require_interpreter()
+require_triton()
 
 from inference_server.execution.attention.cuda import CudaBackend, check_backend  # noqa: E402
 from inference_server.execution.attention.triton_paged import MAX_SPLITS, TritonAttention  # noqa: E402
