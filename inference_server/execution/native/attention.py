@@ -13,8 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from inference_server.execution.native.linear import dense_rows_bfloat16, dense_rows_float32
 from inference_server.execution.native.model import (
@@ -34,11 +32,13 @@ from inference_server.execution.native.vector import (
     broadcast,
     exp,
     load,
+    load_one,
     max_lanes,
     maximum,
     multiply,
     multiply_add,
     store,
+    store_one,
     subtract,
     sum_lanes,
 )
@@ -49,26 +49,20 @@ _BLOCKS_PER_CHUNK = CHUNK // BLOCK
 _MASKED = np.float32(-1e30)
 
 
-def _multiply_tiles(cache: Any, *arguments: Any) -> None:
-    """`linear.dense_rows_…` for the number format of the cache."""
-
-
-@overload(_multiply_tiles)
-def _choose_tiles(
-    cache: Any, rows: Any, x: Any, x_stride: Any, panels: Any, table: Any, panel_stride: Any, segments: Any,
-    columns: Any, out: Any, out_stride: Any, adds: Any,
-) -> Any:  # fmt: skip
-    dense_rows = dense_rows_bfloat16 if cache.dtype == types.uint16 else dense_rows_float32
-
-    def run(
-        cache: Any, rows: int, x: int, x_stride: int, panels: int, table: int, panel_stride: int,
-        segments: int, columns: int, out: int, out_stride: int, adds: bool,
-    ) -> None:  # fmt: skip
-        dense_rows(
+@compiled
+def _multiply_tiles(
+    cache: Any, rows: int, x: int, x_stride: int, panels: int, table: int, panel_stride: int,
+    segments: int, columns: int, out: int, out_stride: int, adds: bool,
+) -> None:  # fmt: skip
+    """`linear.dense_rows_…` for the number format of the cache, which is known when this is compiled."""
+    if cache.itemsize == 2:
+        dense_rows_bfloat16(
             rows, x, x_stride, panels, table, panel_stride, segments, columns, out, out_stride, adds, False
         )
-
-    return run
+    else:
+        dense_rows_float32(
+            rows, x, x_stride, panels, table, panel_stride, segments, columns, out, out_stride, adds, False
+        )
 
 
 @compiled
@@ -115,18 +109,22 @@ def store_keys_and_values(
 ) -> None:
     """Write one token's keys and values, all heads, into its block.
 
-    Whoever writes the first token of a block clears its values, so that nothing stale (an infinity, say)
-    is ever multiplied by a zero weight.
+    The last token of a sequence clears the values after its own in a block that the step begins, so that
+    nothing stale (an infinity, say) is ever multiplied by a zero weight.
     """
     dim = model.head_dim
     position = batch.positions[row]
-    block = batch.block_tables[batch.sequence[row], position // BLOCK]
+    sequence = batch.sequence[row]
+    block = batch.block_tables[sequence, position // BLOCK]
     slot = position % BLOCK
     size = dim * BLOCK
     qkv = scratch.qkv.reshape(-1)
     rotated = scratch.queries[thread]
     norm = model.layers[layer, KEY_NORM]
     angle = model.layers[layer, ROPE] + position * dim
+    is_last = row + 1 == batch.sequence.size or batch.sequence[row + 1] != sequence
+    is_chunk = row > 0 and batch.sequence[row - 1] == sequence
+    first_cleared = slot + 1 if is_last and (slot == 0 or is_chunk) else BLOCK
     for head in range(model.num_kv_heads):
         key = row * scratch.qkv.shape[1] + (model.num_heads + head) * dim
         value = key + model.num_kv_heads * dim
@@ -136,35 +134,18 @@ def store_keys_and_values(
         _rotate(qkv, key, dim, factor, model.vectors, norm, model.rope, angle, rotated, 0)
         place = ((layer * blocks + block) * model.num_kv_heads + head) * 2 * size
         _scatter(cache, place + slot, rotated, dim)
-        if slot == 0:
-            for k in range(place + size, place + 2 * size, LANES):
-                store(cache, k, broadcast(np.float32(0.0)))
         for k in range(0, dim, LANES):
-            store(cache, place + size + k * BLOCK + slot * LANES, load(qkv, value + k))
+            panel = place + size + k * BLOCK
+            store(cache, panel + slot * LANES, load(qkv, value + k))
+            for empty in range(first_cleared, BLOCK):
+                store(cache, panel + empty * LANES, broadcast(np.float32(0.0)))
 
 
+@compiled
 def _scatter(cache: Any, place: int, values: Any, size: int) -> None:
     """Write a key, one number per row of 16 tokens."""
-
-
-@overload(_scatter)
-def _choose_scatter(cache: Any, place: Any, values: Any, size: Any) -> Any:
-    if cache.dtype == types.uint16:
-
-        def scatter(cache: Any, place: int, values: Any, size: int) -> None:
-            for k in range(size):
-                bits = np.float32(values[k]).view(np.uint32)
-                odd = (bits >> np.uint32(16)) & np.uint32(1)
-                if values[k] == values[k]:
-                    bits = bits + np.uint32(0x7FFF) + odd
-                cache[place + k * BLOCK] = np.uint16(bits >> np.uint32(16))
-    else:
-
-        def scatter(cache: Any, place: int, values: Any, size: int) -> None:
-            for k in range(size):
-                cache[place + k * BLOCK] = values[k]
-
-    return scatter
+    for k in range(size):
+        store_one(cache, place + k * BLOCK, load_one(values, k))
 
 
 @compiled

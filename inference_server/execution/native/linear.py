@@ -40,7 +40,7 @@ _HAS_WIDER = WIDE_TILE > 4
 def _quantized_panel(wide: Any, tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
     """One panel times rows [first, last) of 16-bit inputs, in tiles."""
 
-    @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+    @njit(nogil=True, boundscheck=False, error_model="numpy")
     def run(
         quantized: Any,
         factors: Any,
@@ -84,7 +84,7 @@ def _quantized_panel(wide: Any, tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
 def _dense_rows(wide: Any, tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
     """Panels in segments (see `tiles.dense_tile`) times `rows` rows of float32 inputs, in tiles."""
 
-    @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+    @njit(nogil=True, boundscheck=False, error_model="numpy")
     def run(
         rows: int,
         x: int,
@@ -133,7 +133,7 @@ dense_rows_bfloat16 = _dense_rows(_b16_wide, _b16_4, _b16_2, _b16_1)
 dense_rows_float32 = _dense_rows(_f32_wide, _f32_4, _f32_2, _f32_1)
 
 
-@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+@njit(nogil=True, boundscheck=False, error_model="numpy")
 def panel_bytes(format_: int, columns: int) -> int:
     """Bytes of one panel of 16 outputs."""
     if format_ == BITS_4:
@@ -143,7 +143,7 @@ def panel_bytes(format_: int, columns: int) -> int:
     return columns * PANEL * (2 if format_ == BFLOAT16 else 4)
 
 
-@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+@njit(nogil=True, boundscheck=False, error_model="numpy")
 def multiply(
     model: Any, scratch: Any, matrix: int, num_rows: int, out: Any, adds: bool, counters: Any, phase: int
 ) -> None:

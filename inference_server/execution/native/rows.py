@@ -28,6 +28,7 @@ from inference_server.execution.native.vector import (
     exp,
     half_to_float,
     load,
+    load_one,
     max_lanes,
     maximum,
     multiply,
@@ -42,7 +43,7 @@ from inference_server.execution.native.vector import (
 _LARGEST = np.float32(32767.0)
 _SMALLEST_SCALE = np.float32(1e-30)  # a row of zeros stays a row of zeros
 
-compiled = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
 
 
 @compiled
@@ -141,9 +142,8 @@ def embed(model: Any, token: int, out: Any, out_start: int) -> None:
     elif format_ == BFLOAT16:
         words = arena.view(np.uint16)
         for k in range(columns):
-            bits = np.uint32(words[start // 2 + k * PANEL + lane]) << np.uint32(16)
-            out[out_start + k] = bits.view(np.float32) * scale
+            out[out_start + k] = load_one(words, start // 2 + k * PANEL + lane) * scale
     else:
         floats = arena.view(np.float32)
         for k in range(columns):
-            out[out_start + k] = floats[start // 4 + k * PANEL + lane] * scale
+            out[out_start + k] = load_one(floats, start // 4 + k * PANEL + lane) * scale

@@ -79,7 +79,6 @@ def _prepare_down(model: Any, scratch: Any, row: int, matrix: int) -> None:
         quantize(scratch, row, size)
 
 
-@compiled
 def run_step(
     model: Any,
     batch: Any,

@@ -70,13 +70,13 @@ def _yield_core(_typing: Any) -> Any:
     return types.void(), generate
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def claim(counters: Any, phase: int, count: int) -> int:
     """The first of the next `count` tasks of a phase (the caller checks it against the phase's size)."""
     return int(_fetch_add(counters, (phase + 1) * _SPACING, count))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def meet(counters: Any, phase: int, num_threads: int) -> None:
     """Return once all threads have come to the end of this phase."""
     if num_threads == 1:

@@ -96,13 +96,19 @@ def bfloat16_to_float(builder: Any, bits: Any) -> Any:
 
 
 def _float_to_bfloat16(builder: Any, value: Any) -> Any:
-    """Round to nearest, ties to even. NaN keeps its sign and becomes quiet."""
-    bits = builder.bitcast(value, INTS)
-    odd = builder.and_(builder.lshr(bits, constant(INTS, 16)), constant(INTS, 1))
-    rounded = builder.add(bits, builder.add(constant(INTS, 0x7FFF), odd))
+    """Round to nearest, ties to even. NaN keeps its sign and becomes quiet. One number or a vector."""
+    lanes = getattr(value.type, "count", 0)
+    ints, shorts = (INTS, SHORTS) if lanes else (INT32, INT16)
+
+    def number(bits: int) -> Any:
+        return constant(INTS, bits) if lanes else ir.Constant(INT32, bits)
+
+    bits = builder.bitcast(value, ints)
+    odd = builder.and_(builder.lshr(bits, number(16)), number(1))
+    rounded = builder.add(bits, builder.add(number(0x7FFF), odd))
     is_nan = builder.fcmp_unordered("uno", value, value)
-    quiet = builder.or_(bits, constant(INTS, 0x00400000))
-    return builder.trunc(builder.lshr(builder.select(is_nan, quiet, rounded), constant(INTS, 16)), SHORTS)
+    quiet = builder.or_(bits, number(0x00400000))
+    return builder.trunc(builder.lshr(builder.select(is_nan, quiet, rounded), number(16)), shorts)
 
 
 @intrinsic
@@ -139,6 +145,34 @@ def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
             vector = _float_to_bfloat16(builder, vector)
         pointer = element_pointer(context, builder, signature, arguments, vector.type)
         store_unaligned(builder, vector, pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), generate
+
+
+@intrinsic
+def load_one(_typing: Any, array: Any, index: Any) -> Any:
+    """Element `index` as float32. The array holds float32, or bfloat16 bits as uint16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.args[0].dtype == types.uint16:
+            bits = builder.load(element_pointer(context, builder, signature, arguments, INT16))
+            wide = builder.shl(builder.zext(bits, INT32), ir.Constant(INT32, 16))
+            return builder.bitcast(wide, FLOAT)
+        return builder.load(element_pointer(context, builder, signature, arguments, FLOAT))
+
+    return types.float32(array, index), generate
+
+
+@intrinsic
+def store_one(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write one number; into an array of uint16 as bfloat16 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = context.cast(builder, arguments[2], signature.args[2], types.float32)
+        if signature.args[0].dtype == types.uint16:
+            number = _float_to_bfloat16(builder, number)
+        builder.store(number, element_pointer(context, builder, signature, arguments, number.type))
         return context.get_dummy_value()
 
     return types.void(array, index, value), generate
