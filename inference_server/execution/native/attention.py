@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from inference_server.execution.native.linear import dense_rows_bfloat16, dense_rows_float32
+from inference_server.execution.native.linear import compiled, dense_rows_bfloat16, dense_rows_float32
 from inference_server.execution.native.model import (
     BLOCK,
     KEY_NORM,
@@ -24,7 +24,7 @@ from inference_server.execution.native.model import (
     ROPE,
     WINDOW,
 )
-from inference_server.execution.native.rows import compiled, inverse_rms
+from inference_server.execution.native.rows import inverse_rms
 from inference_server.execution.native.vector import (
     LANES,
     add,
@@ -37,6 +37,7 @@ from inference_server.execution.native.vector import (
     maximum,
     multiply,
     multiply_add,
+    prefetch_line,
     store,
     store_one,
     subtract,
@@ -44,8 +45,10 @@ from inference_server.execution.native.vector import (
 )
 
 CHUNK = 128  # keys per pass: scores of a task stay in the first-level cache
-MAX_TASK_ROWS = 32  # rows of an attention task, unless one token's group alone has more
+MAX_TASK_ROWS = 36  # rows of an attention task, unless one token's group alone has more
 _BLOCKS_PER_CHUNK = CHUNK // BLOCK
+_BLOCKS_AHEAD = 2  # blocks of the next task to fetch per 16 values of a head
+_LINE_BYTES = 64
 _MASKED = np.float32(-1e30)
 
 
@@ -98,9 +101,9 @@ def add_bias(model: Any, scratch: Any, layer: int, row: int) -> None:
     if bias == NONE:
         return
     qkv = scratch.qkv.reshape(-1)
-    width = scratch.qkv.shape[1]
-    for k in range(0, width, LANES):
-        store(qkv, row * width + k, add(load(qkv, row * width + k), load(model.vectors, bias + k)))
+    start = row * scratch.qkv.shape[1]
+    for k in range(0, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, LANES):
+        store(qkv, start + k, add(load(qkv, start + k), load(model.vectors, bias + k)))
 
 
 @compiled
@@ -158,14 +161,18 @@ def attend(
     layer: int,
     tile: int,
     head: int,
+    next_tile: int,
+    next_head: int,
     thread: int,
 ) -> None:
-    """One task: the queries of `batch.tiles[tile]` for one kv head, into `scratch.attention`."""
+    """One task: the queries of `batch.tiles[tile]` for one kv head, into `scratch.attention`.
+
+    While it multiplies with values, the first blocks of the next task are on their way from memory.
+    """
     dim = model.head_dim
     group = model.num_heads // model.num_kv_heads
     first, last = batch.tiles[tile, 0], batch.tiles[tile, 1]
     rows = (last - first) * group
-    sequence = batch.sequence[first]
     window = model.layers[layer, WINDOW]
     queries, scores, values, maxima = (
         scratch.queries[thread],
@@ -176,56 +183,57 @@ def attend(
     _load_queries(model, batch, scratch, layer, first, last, head, queries)
     for row in range(rows):
         maxima[row], maxima[rows + row] = _MASKED, np.float32(0.0)
-    end = batch.positions[last - 1] + 1
-    begin = 0 if window == 0 else max(0, batch.positions[first] + 1 - window)
     size = dim * BLOCK
-    block_stride = model.num_kv_heads * 2 * size * cache.itemsize
+    block_bytes = 2 * size * cache.itemsize  # a head's keys and values lie together
+    block_stride = model.num_kv_heads * block_bytes
     keys = address(cache, (layer * blocks * model.num_kv_heads + head) * 2 * size)
+    next_keys = keys + (next_head - head) * block_bytes
     table = batch.block_tables.reshape(-1)
-    table_start = sequence * batch.block_tables.shape[1]
-    chunk = begin // BLOCK * BLOCK
-    is_first = True
-    while chunk < end:
-        num_blocks = min(_BLOCKS_PER_CHUNK, (end - chunk + BLOCK - 1) // BLOCK)
-        for index in range(num_blocks):
-            place = address(table, table_start + chunk // BLOCK + index)
+    start, num_blocks = _span(batch, tile, window)
+    next_start, next_num_blocks = _span(batch, next_tile, window)
+    chunk_position = (start - batch.sequence[first] * batch.block_tables.shape[1]) * BLOCK
+    for done in range(0, num_blocks, _BLOCKS_PER_CHUNK):
+        chunk = min(_BLOCKS_PER_CHUNK, num_blocks - done)
+        places = address(table, start + done)
+        for index in range(chunk):
+            following = start + min(done + index + 1, num_blocks - 1)
+            _prefetch(keys + table[following] * block_stride, block_bytes)
             _multiply_tiles(
-                cache, rows, address(queries, 0), dim, keys, place, block_stride, 1, dim,
+                cache, rows, address(queries, 0), dim, keys, places + 8 * index, block_stride, 1, dim,
                 address(scores, index * BLOCK), CHUNK, False,
             )  # fmt: skip
-        for token in range(first, last):
-            position = batch.positions[token]
-            low = 0 if window == 0 else max(0, position + 1 - window - chunk)
-            high = min(position + 1 - chunk, num_blocks * BLOCK)
-            for g in range(group):
-                row = (token - first) * group + g
-                _soften(
-                    scores,
-                    row * CHUNK,
-                    num_blocks * BLOCK,
-                    low,
-                    high,
-                    maxima,
-                    row,
-                    rows,
-                    values,
-                    row * dim,
-                    dim,
-                )
-        place = address(table, table_start + chunk // BLOCK)
-        for k in range(0, dim, LANES):
-            _multiply_tiles(
-                cache, rows, address(scores, 0), CHUNK, keys + (size + k * BLOCK) * cache.itemsize, place,
-                block_stride, num_blocks, BLOCK, address(values, k), dim, not is_first,
+        for row in range(rows):
+            position = batch.positions[first + row // group] - chunk_position
+            low = 0 if window == 0 else max(0, position + 1 - window)
+            _soften(
+                scores, row * CHUNK, chunk * BLOCK, low, min(position + 1, chunk * BLOCK), maxima, row, rows,
+                values, row * dim, dim,
             )  # fmt: skip
-        is_first = False
-        chunk += CHUNK
+        for k in range(0, dim, LANES):
+            if done == 0:
+                ahead = k // LANES * _BLOCKS_AHEAD
+                for index in range(ahead, min(ahead + _BLOCKS_AHEAD, next_num_blocks)):
+                    _prefetch(next_keys + table[next_start + index] * block_stride, block_bytes)
+            _multiply_tiles(
+                cache, rows, address(scores, 0), CHUNK, keys + (size + k * BLOCK) * cache.itemsize, places,
+                block_stride, chunk, BLOCK, address(values, k), dim, done > 0,
+            )  # fmt: skip
+        chunk_position += CHUNK
     out = scratch.attention.reshape(-1)
     for row in range(rows):
         inverse = broadcast(np.float32(1.0) / maxima[rows + row])
         start = (first + row // group) * scratch.attention.shape[1] + (head * group + row % group) * dim
         for k in range(0, dim, LANES):
             store(out, start + k, multiply(load(values, row * dim + k), inverse))
+
+
+@compiled
+def _span(batch: Any, tile: int, window: int) -> tuple[int, int]:
+    """(place in `block_tables` of the first block that a task reads, number of blocks)."""
+    first, last = batch.tiles[tile, 0], batch.tiles[tile, 1]
+    begin = 0 if window == 0 else max(0, batch.positions[first] + 1 - window) // BLOCK
+    end = batch.positions[last - 1] // BLOCK + 1
+    return batch.sequence[first] * batch.block_tables.shape[1] + begin, end - begin
 
 
 @compiled
@@ -275,9 +283,9 @@ def _soften(
             store(scores, start + k, broadcast(np.float32(0.0)))
         return
     for k in range(low):
-        scores[start + k] = _MASKED
+        store_one(scores, start + k, _MASKED)
     for k in range(high, size):
-        scores[start + k] = _MASKED
+        store_one(scores, start + k, _MASKED)
     largest = broadcast(maxima[row])
     for k in range(start, start + size, LANES):
         largest = maximum(largest, load(scores, k))
@@ -289,13 +297,15 @@ def _soften(
             store(values, k, multiply(load(values, k), factor))
     maxima[row] = top
     shift = broadcast(top)
-    for k in range(start, start + size, LANES):
-        store(scores, k, exp(subtract(load(scores, k), shift)))
-    for k in range(low):
-        scores[start + k] = np.float32(0.0)
-    for k in range(high, size):
-        scores[start + k] = np.float32(0.0)
     total = broadcast(np.float32(0.0))
     for k in range(start, start + size, LANES):
-        total = add(total, load(scores, k))
+        weight = exp(subtract(load(scores, k), shift))
+        total = add(total, weight)
+        store(scores, k, weight)
     maxima[rows + row] += sum_lanes(total)
+
+
+@compiled
+def _prefetch(place: int, num_bytes: int) -> None:
+    for line in range(place, place + num_bytes, _LINE_BYTES):
+        prefetch_line(line)

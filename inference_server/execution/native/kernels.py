@@ -1,7 +1,7 @@
 """The compiled step: made once per version of these sources and processor, and kept on disk.
 
-Numba's own cache looks at the time of one source file only, so it would go on using kernels whose callees have
-changed. Ours lies in a folder named after all of the sources that go into a step.
+Numba's own cache looks at the time of one source file only, so it would go on using kernels whose callees
+have changed. Ours lies in a folder named after all of the sources that go into a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llvmlite
+import llvmlite.binding
 import numba
 import numpy as np
 
@@ -46,6 +46,7 @@ def sources_key() -> str:
 def load_step(cache_dir: Path | None = None) -> Step:
     """`step.run_step`, compiled when it is first called with arrays of new types, or read from the cache."""
     folder = (cache_dir or default_cache_dir()) / sources_key()
+    llvmlite.binding.initialize_native_asmparser()  # a tile writes one instruction out
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(folder)
     try:

@@ -123,6 +123,21 @@ def address(_typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def prefetch_line(_typing: Any, place: Any) -> Any:
+    """Ask for the cache line of an address, to be read soon."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], INT8.as_pointer())
+        type_ = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+        function = cgutils.get_or_insert_function(builder.module, type_, "llvm.prefetch.p0")
+        read, keep_in_l2, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
+        builder.call(function, [pointer, read, keep_in_l2, data])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+@intrinsic
 def load(_typing: Any, array: Any, index: Any) -> Any:
     """16 numbers from `index` on, as float32. The array holds float32, or bfloat16 bits as uint16."""
 
@@ -228,11 +243,13 @@ def _operation(arity: int, result: Any, emit: Callable[..., Any]) -> Any:
 
 
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
-    return call(builder, "llvm.maxnum.v16f32", FLOATS, [a, b])
+    """`b` where either is NaN: what one instruction does."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def _minimum(builder: Any, a: Any, b: Any) -> Any:
-    return call(builder, "llvm.minnum.v16f32", FLOATS, [a, b])
+    """`b` where either is NaN."""
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
 def _reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
@@ -246,9 +263,10 @@ def _reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
 def _exp(builder: Any, x: Any) -> Any:
     """e^x to about 1e-7 relative (Cephes' expf: range reduction by ln 2 in two parts, degree-5 polynomial).
 
-    Arguments under -87 give about 1e-38 instead of less.
+    Arguments under -87 give 0, those over 88 what 88 gives, NaN gives NaN.
     """
-    x = _minimum(builder, _maximum(builder, x, constant(FLOATS, -87.0)), constant(FLOATS, 88.0))
+    vanishes = builder.fcmp_ordered("<", x, constant(FLOATS, -87.0))
+    x = _minimum(builder, constant(FLOATS, 88.0), _maximum(builder, constant(FLOATS, -87.0), x))
     n = call(builder, "llvm.rint.v16f32", FLOATS, [builder.fmul(x, constant(FLOATS, 1.4426950408889634))])
     r = fused_multiply_add(builder, n, constant(FLOATS, -0.693359375), x)
     r = fused_multiply_add(builder, n, constant(FLOATS, 2.12194440e-4), r)
@@ -263,7 +281,8 @@ def _exp(builder: Any, x: Any) -> Any:
         p = fused_multiply_add(builder, p, r, constant(FLOATS, coefficient))
     p = fused_multiply_add(builder, p, builder.fmul(r, r), builder.fadd(r, constant(FLOATS, 1.0)))
     exponent = builder.shl(builder.add(builder.fptosi(n, INTS), constant(INTS, 127)), constant(INTS, 23))
-    return builder.fmul(p, builder.bitcast(exponent, FLOATS))
+    value = builder.fmul(p, builder.bitcast(exponent, FLOATS))
+    return builder.select(vanishes, constant(FLOATS, 0.0), value)
 
 
 add = _operation(2, float_vector, lambda builder, a, b: builder.fadd(a, b))
