@@ -73,7 +73,7 @@ def quantize_8_bits(weight: npt.NDArray[np.float32]) -> BlockMatrix:
 
 
 def quantize_4_bits(weight: npt.NDArray[np.float32]) -> BlockMatrix:
-    """Asymmetric 4 bits: from each block's range, nearest codes and the least-squares line through them in turns.
+    """Asymmetric 4 bits: from a block's range on, nearest codes and the best line through them in turns.
 
     That is Lloyd's algorithm (IEEE Trans. Inf. Theory 28(2)) on an equidistant grid; no round adds error.
 
@@ -114,7 +114,7 @@ def _fitted(
     scale: npt.NDArray[np.float32],
     minimum: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Scale and minimum of the least squared error for these codes; the old ones where all codes are equal."""
+    """Scale and minimum of the least squared error for these codes; the old ones where all are equal."""
     sums, totals = codes.sum(axis=1), blocks.sum(axis=1)
     spread = BLOCK_INPUTS * np.einsum("ij,ij->i", codes, codes) - sums * sums
     varies = spread > 0
