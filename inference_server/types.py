@@ -73,9 +73,11 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that an engine needs to be built in a worker.
 
-    `device` is "cpu" or "cuda:N"; `dtype` float32, bfloat16 or float16; `quantization` none, bnb-nf4 or
-    bnb-int8. `kv_cache_tokens` is the number of token positions to reserve KV memory for. `num_threads` 0
-    leaves the choice to the library. `scripted` models hold no weights (see `engine/scripted.py`).
+    `device` is "cpu" or "cuda:N"; `dtype` float32, bfloat16 or float16; `kernels` torch or native (our CPU
+    kernels, `execution/native/`). `quantization` is none, or with torch bnb-nf4 or bnb-int8, or with native
+    int8, int4 or gguf (the blocks of a converted GGUF file). `kv_cache_tokens` is the number of token
+    positions to reserve KV memory for. `num_threads` 0 leaves the choice to the library. `scripted` models
+    hold no weights (see `engine/scripted.py`).
     """
 
     model: str
@@ -91,6 +93,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scripted: bool = False
     trust_remote_code: bool = False
     enable_prefix_caching: bool = True
+    kernels: str = "torch"
 
 
 class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):

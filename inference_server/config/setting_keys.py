@@ -15,6 +15,7 @@ from inference_server.config.keys import Key
 from inference_server.config.model_keys import (
     DEVICE,
     DTYPE,
+    KERNELS,
     MODEL_LEN,
     NAME_EXPECTED,
     NAME_PATTERN,
@@ -78,6 +79,7 @@ _MODEL = (
     Key("max_model_len", MODEL_LEN, "longest prompt plus answer, in tokens"),
     Key("dtype", DTYPE, "number format of weights and computation"),
     Key("quantization", QUANTIZATION, "how weights are stored on the device"),
+    Key("kernels", KERNELS, "what computes on a CPU: auto, native or torch"),
     Key("device", DEVICE, "auto, cpu, cuda or cuda:N"),
 )
 _ONE_MODEL = (

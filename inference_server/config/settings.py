@@ -54,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    kernels: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
     max_num_seqs: int = 64

@@ -44,6 +44,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the catalog.
 
     `sha256` is that of the one downloaded artifact (for a wheel: of the member file).
+    Where `quantization`, `kernels`, `device` or `dtype` is "auto", the plan decides.
     `keep_alive_s` is the idle time after which the model may be unloaded; None is for ever.
     """
 
@@ -51,7 +52,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     revision: str | None = None
     sha256: str | None = None
-    quantization: str = "none"
+    quantization: str = "auto"
+    kernels: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
     aliases: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_server.checkpoints.facts import first_int, text_config
+from inference_server.checkpoints.native import GROUP, NativeShape
 
 MIB = 1024 * 1024
 
@@ -55,3 +56,18 @@ def workspace_bytes(config: Mapping[str, Any], step: StepShape) -> int:
     attention = _GATHERED_COPIES * step.kv_cache_bytes // max(1, step.num_layers)
     logits = step.max_num_seqs * step.vocab_size * _BYTES_PER_LOGIT
     return activations + attention + logits
+
+
+def native_workspace_bytes(shape: NativeShape, step: StepShape) -> int:
+    """The same for the native CPU kernels: their scratch memory (`execution/native/model.py`), and logits.
+
+    Threads' own parts are a few dozen KiB each and not counted.
+    """
+    attended = shape.query_size
+    widest = max(shape.hidden_size, shape.intermediate_size, attended)
+    singles = 2 * shape.hidden_size  # residual stream, branch
+    singles += widest + widest // GROUP + 1  # inputs of a matrix, sums and factor of their 16-bit copy
+    singles += attended + 2 * shape.kv_size  # queries, keys and values
+    singles += attended + 2 * shape.intermediate_size  # attention's output, gate and up
+    scratch = step.max_num_batched_tokens * (4 * singles + 2 * widest)
+    return scratch + step.max_num_seqs * step.vocab_size * _BYTES_PER_LOGIT

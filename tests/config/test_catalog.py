@@ -145,7 +145,8 @@ def test_unknown_keys_are_refused_at_every_level(text: str, expected: str) -> No
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("quantization: awq", "`awq` is not supported yet; use one of: none, bnb-nf4, bnb-int8"),
+        ("quantization: awq", "`awq` is not supported yet; use one of: auto, none, int8, int4, gguf, bnb"),
+        ("kernels: cuda", "expected one of auto, native, torch"),
         ("quantization: bnb-nf5", "did you mean `bnb-nf4`?"),
         ("task: embed", "`embed` is not supported yet"),
         ("device: tpu", "expected auto, cpu, cuda or cuda:N, got 'tpu'"),
