@@ -35,6 +35,7 @@ def check_scheduler(config: SchedulerConfig, residency: Residency, in_flight: It
         _check_waiting(sequence)
     _check_flight(residency, [item.sequence for batch in in_flight for item in batch.scheduled])
     pool.check_integrity(holders)
+    residency.cache.check_integrity(residency.running)
     for sequence in holding:
         _check_blocks(sequence, pool, holders)
 

@@ -49,6 +49,7 @@ class Residency:
         self.waiting.remove(sequence)
         sequence.admit(blocks, num_cached_blocks=len(cached), block_size=self._block_size)
         self.running.add(sequence)
+        self.cache.announce(sequence)
         if is_first:
             self.cache.count(sequence)
         return True
@@ -90,6 +91,7 @@ class Residency:
         del self.sequences[sequence.request_id]
         (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(sequence)
         sequence.finish(reason)
+        self.cache.withdraw(sequence)
         self.release(sequence)
 
     def release(self, sequence: Sequence) -> None:
@@ -102,6 +104,7 @@ class Residency:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self.cache.withdraw(sequence)
         self.pool.free(sequence.preempt())
         self.waiting.add(sequence)
         self.num_preemptions += 1

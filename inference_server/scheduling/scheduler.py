@@ -5,7 +5,8 @@ and no text. There is no prefill and no decode phase: every sequence's `num_comp
 `num_tokens`, and each step hands out a token budget.
 
 - Running sequences come first, in rank order (priority, then arrival). Each gets at least one token per step.
-- Then waiting ones are admitted strictly in rank order, so that a large one is never overtaken for good.
+- Then waiting ones are admitted in rank order, so that a large one is never overtaken for good. Only those
+  are passed over whose beginning a running sequence is computing just now.
 - An admission takes blocks for *all* tokens that the sequence has, and leaves one free block for each running
   sequence. With less, a long prompt would be thrown out half computed, and admitted again, and so on.
 - When a running sequence needs a block and none is free, the last in rank is preempted: it gives up its
@@ -237,9 +238,13 @@ class Scheduler:
     def _schedule_waiting(self, plan: _Plan) -> None:
         """Admit the first in rank for as long as slots, blocks and budget last."""
         running, waiting = self._residency.running, self._residency.waiting
-        while waiting and plan.budget > 0 and len(running) < self._max_running:
-            sequence = waiting[0]
+        index = 0
+        while index < len(waiting) and plan.budget > 0 and len(running) < self._max_running:
+            sequence = waiting[index]
             cached = self._residency.cache.match(sequence)
+            if cached is None:
+                index += 1
+                continue
             num_missing = sequence.num_tokens - len(cached) * self._block_size
             is_paced = self._pacer.is_on and num_missing > self._config.long_prompt_tokens
             if is_paced and not self._allowance(plan):

@@ -44,12 +44,14 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "awaited_key",
         "block_ids",
         "block_keys",
         "drafter",
         "finish_reason",
         "is_paced",
         "max_num_tokens",
+        "num_announced_blocks",
         "num_awaited_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -82,6 +84,8 @@ class Sequence:
         self.block_keys: list[bytes] = []
         self.num_computed_tokens = 0
         self.num_published_blocks = 0  # leading blocks that the prefix cache knows
+        self.num_announced_blocks = 0  # leading blocks that it knows or expects
+        self.awaited_key: bytes | None = None  # of a block that another sequence is computing
         self.num_cached_tokens = 0
         self.was_admitted = False
         self.num_scheduled_tokens = 0
