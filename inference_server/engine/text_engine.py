@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -62,7 +63,16 @@ class _Launched:
 class TextEngine:
     """Continuous batching over one scheduler and one runner."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, vocab_size: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        vocab_size: int,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock` gives seconds that only go up."""
+        self._clock = clock
         self._scheduler = scheduler
         self._runner = runner
         self._vocab_size = vocab_size
@@ -101,7 +111,7 @@ class TextEngine:
             sampled = step.pending.tokens()
         except Exception as error:
             return self._fail(step.batch, error)
-        seconds = self._clock(step)
+        seconds = self._duration(step)
         failures = self._drop_invalid(step.batch, sampled)
         deltas = self._scheduler.commit(step.batch, sampled)
         self._scheduler.observe(step.batch, seconds)
@@ -122,7 +132,7 @@ class TextEngine:
         batch = self._scheduler.schedule()
         if not batch.scheduled:
             return False
-        now_s = time.perf_counter()
+        now_s = self._clock()
         pending: PendingStep
         try:
             pending = self._runner.launch(batch)
@@ -131,9 +141,9 @@ class TextEngine:
         self._in_flight.append(_Launched(batch, pending, now_s))
         return True
 
-    def _clock(self, step: _Launched) -> float:
+    def _duration(self, step: _Launched) -> float:
         """Seconds that the step took, without the wait for the one before it."""
-        now_s = time.perf_counter()
+        now_s = self._clock()
         started_s = max(step.launched_s, self._collected_s)
         self._collected_s = now_s
         return now_s - started_s

@@ -186,6 +186,8 @@ class Scheduler:
         """
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             raise InternalError(f"{MAX_IN_FLIGHT} steps are in flight already")
+        if self._in_flight and self._must_wait():
+            return Batch(scheduled=(), preempted=())
         plan = _Plan(self._config.max_num_batched_tokens)
         if self._schedule_running(plan) and not plan.preempted:
             self._schedule_waiting(plan)
@@ -282,10 +284,24 @@ class Scheduler:
         """Whether the token that the step in flight samples for it may be an input before it is known."""
         if sequence.num_awaited_tokens > 1:
             return False  # how many of its drafts stand is not known
-        if len(sequence.token_ids) + 1 >= sequence.max_num_tokens:
-            return False  # it will be the last
+        return len(sequence.token_ids) + 1 < sequence.max_num_tokens  # or it will be the last
+
+    def _must_wait(self) -> bool:
+        """Whether the results of the step in flight are wanted before the next step is made.
+
+        They are while anybody guesses: guesses begin with a token that is known. All wait then, since a step
+        without the guessing one would halve its pace.
+        """
+        if self._config.speculation is None:
+            return False
+        return any(map(self._is_guessing, self._residency.running))
+
+    def _is_guessing(self, sequence: Sequence) -> bool:
+        """Whether it awaits more than one token, or may soon guess what follows the one that it awaits."""
+        if sequence.num_awaited_tokens != 1:
+            return sequence.num_awaited_tokens > 1
         drafter = self._drafter(sequence)
-        return drafter is None or not drafter.expects_draft(sequence.token_ids)
+        return drafter is not None and drafter.expects_draft(sequence.token_ids)
 
     def _drafts(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
         """A guess at what follows, within the budget, the length limit and blocks that nobody needs."""
