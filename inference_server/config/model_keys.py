@@ -97,6 +97,13 @@ SHARED_KEYS = table(
     Key("max_model_len", MODEL_LEN, "longest prompt plus answer, in tokens; default: what the model allows"),
     Key("kv_cache", _KV_CACHE, "KV memory to reserve; default: 8 x max_model_len tokens"),
     Key("keep_alive", _KEEP_ALIVE, "idle time after which the model may be unloaded; -1: never"),
+    Key(
+        "speculation",
+        kinds.choice("none", "prompt-lookup"),
+        "guess tokens from what was said before, and verify several in one step; the output is the same",
+    ),
+    Key("max_draft_tokens", kinds.integer(1, 64), "tokens guessed at once per sequence"),
+    Key("max_drafting_seqs", kinds.integer(1, 65536), "no guesses while more sequences run"),
 )
 MODEL_KEYS = table(
     Key(

@@ -96,6 +96,11 @@ _BATCHING = (
     Key("max_num_queued_reqs", kinds.integer(0, 1048576), "waiting requests per model; more get a 429"),
     Key("max_queued_total", kinds.integer(0, 1048576), "waiting requests in all; more get a 429"),
     Key("enable_prefix_caching", _BOOL, "reuse the KV cache of prompts that begin alike"),
+    Key(
+        "prefill_slowdown",
+        kinds.number(0, 1000),
+        "a long prompt may make a step this many times as long for running streams; 0: without limit",
+    ),
     Key("num_threads", kinds.integer(0, 4096), "CPU threads of each model worker; 0: the library's choice"),
 )
 _MEMORY = (

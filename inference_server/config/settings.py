@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_queued_reqs: int = 128
     max_queued_total: int = 512
     enable_prefix_caching: bool = True
+    prefill_slowdown: float = 2.5
     gpu_memory_utilization: float | None = None
     host_memory: int | None = None
     cache_dir: str = msgspec.field(default_factory=default_cache_dir)

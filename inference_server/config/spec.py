@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from inference_server.types import Speculation
+
 
 class MemorySpec(msgspec.Struct, frozen=True, kw_only=True):
     """The one budget. Per kind at most one of fraction (0..1 of the device) and bytes is set.
@@ -45,7 +47,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `sha256` is that of the one downloaded artifact (for a wheel: of the member file).
     Where `quantization`, `kernels`, `device` or `dtype` is "auto", the plan decides.
-    `keep_alive_s` is the idle time after which the model may be unloaded; None is for ever.
+    `keep_alive_s` is the idle time after which the model may be unloaded; None is for ever. The two limits
+    of drafts have no effect while `speculation` is "none".
     """
 
     name: str
@@ -64,5 +67,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache: KvCacheSpec = KvCacheSpec()
     defaults: SamplingDefaults = SamplingDefaults()
     keep_alive_s: float | None = None
+    speculation: str = "none"
+    max_draft_tokens: int = Speculation().max_draft_tokens
+    max_drafting_seqs: int = Speculation().max_drafting_seqs
     trust_remote_code: bool = False
     allow_pickle: bool = False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from inference_server.engine.contract import SynchronousRunner
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
@@ -100,7 +101,7 @@ def assemble(
         BLOCK_SIZE,
         torch.get_num_threads(),
     )
-    return TextEngine(scheduler, runner, facts.vocab_size), facts
+    return TextEngine(scheduler, SynchronousRunner(runner), facts.vocab_size), facts
 
 
 def resident_bytes() -> int:

@@ -22,6 +22,7 @@ from inference_server.errors import ModelLoadFailed
 from inference_server.model_manager import workspace
 from inference_server.model_manager.devices import HOST
 from inference_server.model_manager.kernels import choose_execution, needs_native
+from inference_server.types import Speculation
 from inference_server.worker.protocol import Load
 
 BLOCK_SIZE = 16  # KV tokens are reserved in whole blocks of the engine
@@ -192,7 +193,7 @@ class _Planner:
     def _workspace_bytes(self, kv_cache_bytes: int) -> int:
         step = workspace.StepShape(
             max_num_batched_tokens=self._settings.max_num_batched_tokens,
-            max_num_seqs=self._settings.max_num_seqs,
+            max_num_seqs=_max_sampled_rows(self._spec, self._settings),
             vocab_size=self._facts.vocab_size,
             num_layers=self._facts.num_layers,
             kv_cache_bytes=kv_cache_bytes,
@@ -281,7 +282,22 @@ def _load_message(
         scripted=scripted,
         trust_remote_code=spec.trust_remote_code,
         enable_prefix_caching=settings.enable_prefix_caching,
+        prefill_slowdown=settings.prefill_slowdown,
+        speculation=_speculation(spec),
     )
+
+
+def _speculation(spec: ModelSpec) -> Speculation | None:
+    if spec.speculation == "none":
+        return None
+    return Speculation(max_draft_tokens=spec.max_draft_tokens, max_drafting_seqs=spec.max_drafting_seqs)
+
+
+def _max_sampled_rows(spec: ModelSpec, settings: Settings) -> int:
+    """Rows of logits in one step: one per sequence, or one per draft and one more."""
+    found = _speculation(spec)
+    num_drafting = 0 if found is None else min(found.max_drafting_seqs, settings.max_num_seqs)
+    return max(settings.max_num_seqs, num_drafting * (1 + spec.max_draft_tokens))
 
 
 def _whole_blocks(num_tokens: int) -> int:

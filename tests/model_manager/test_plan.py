@@ -18,6 +18,7 @@ from inference_server.errors import ConfigError, ModelLoadFailed
 from inference_server.model_manager import workspace
 from inference_server.model_manager.manager import planner_for
 from inference_server.model_manager.plan import ModelPlan, plan_model
+from inference_server.types import Speculation
 from tests.checkpoints.files import write_native_folder
 
 GIB = 1024**3
@@ -146,6 +147,23 @@ def test_the_load_message_carries_the_engine_settings(folder: Path) -> None:
     assert (load.max_num_seqs, load.max_num_batched_tokens, load.num_threads) == (7, 99, 3)
     assert (load.enable_prefix_caching, load.trust_remote_code, load.scripted) == (False, True, False)
     assert (load.model, load.folder) == ("m", str(folder))
+
+
+def test_the_load_message_carries_pacing_and_speculation(folder: Path) -> None:
+    load = plan(folder, settings=Settings(prefill_slowdown=4.0)).load
+    assert (load.prefill_slowdown, load.speculation) == (4.0, None)
+    load = plan(folder, speculation="prompt-lookup", max_draft_tokens=5).load
+    assert load.speculation == Speculation(max_draft_tokens=5)
+    assert load.prefill_slowdown == Settings().prefill_slowdown
+
+
+def test_drafts_need_workspace_for_their_logits(folder: Path) -> None:
+    def needed(**changes: object) -> int:
+        return plan(folder, settings=Settings(max_num_seqs=8), **changes).workspace_bytes
+
+    few = needed(speculation="prompt-lookup", max_draft_tokens=3, max_drafting_seqs=2)
+    assert few == needed()
+    assert needed(speculation="prompt-lookup", max_draft_tokens=3, max_drafting_seqs=4) > few
 
 
 def test_more_sequences_and_a_larger_vocabulary_need_more_workspace() -> None:
