@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from inference_server.engine.contract import FinishedStep
 from inference_server.engine.text_engine import TextEngine
 from inference_server.scheduling.batch import Batch
 from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.scheduling.pending import FinishedStep
 from inference_server.scheduling.scheduler import Scheduler
 from inference_server.types import GenerationRequest, SamplingParams, TokenDelta
 from inference_server.worker.channel import encode

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from inference_server.engine.contract import SynchronousRunner
+from inference_server.engine.native import build_native_engine, resident_bytes
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.admission import probe
 from inference_server.execution.attention.binding import INTERFACE_NAME, StepSlot, register
 from inference_server.execution.attention.sdpa import SdpaBackend
+from inference_server.execution.inputs import StepInput
 from inference_server.execution.kv_cache import KVCache
 from inference_server.execution.linear_layout import optimise_linear_layout
 from inference_server.execution.runner import Runner, bind_layers
@@ -36,6 +36,8 @@ def build_text_engine(spec: EngineSpec, on_progress: ProgressCallback) -> tuple[
         ModelLoadFailed: the model cannot be loaded or served.
         InsufficientMemory: the device ran out of memory.
     """
+    if spec.kernels == "native":
+        return build_native_engine(spec, on_progress)
     if spec.num_threads:
         torch.set_num_threads(spec.num_threads)
     register()
@@ -70,7 +72,7 @@ def assemble(
         dtype=loaded.dtype,
         device=loaded.device,
     )
-    slot = StepSlot()
+    slot: StepSlot[StepInput] = StepSlot()
     bind_layers(layers, cache, SdpaBackend(), slot)
     runner = Runner(
         loaded.model,
@@ -101,10 +103,4 @@ def assemble(
         BLOCK_SIZE,
         torch.get_num_threads(),
     )
-    return TextEngine(scheduler, SynchronousRunner(runner), facts.vocab_size), facts
-
-
-def resident_bytes() -> int:
-    """This process's resident set."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return TextEngine(scheduler, runner, facts.vocab_size), facts

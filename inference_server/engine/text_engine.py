@@ -13,9 +13,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from inference_server.engine.contract import FailedStep, PendingStep, StepRunner
+from inference_server.engine.contract import StepRunner
 from inference_server.errors import InvalidRequest
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
+from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
 from inference_server.types import EngineStats, GenerationRequest, MemoryReport, TokenDelta
 

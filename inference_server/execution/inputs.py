@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from inference_server.execution.rows import new_tokens
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 
 # Decode sequences share one padded attention call while the longest is at most this much longer (in blocks).
@@ -61,10 +62,12 @@ class InputBuilder:
         """The tensors of one step.
 
         Raises:
-            ValueError: the batch is empty.
+            ValueError: the batch is empty, or a token of it is not known yet.
         """
         if not batch.scheduled:
             raise ValueError("an empty batch has no input")
+        if any(item.carries for item in batch.scheduled):
+            raise ValueError("this runner finishes each step before the next is launched")
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -76,7 +79,7 @@ class InputBuilder:
             row = len(tokens)
             end = item.start + item.num_new_tokens
             blocks = self._blocks(item, end)
-            tokens += item.sequence.token_ids[item.start : end]
+            tokens += new_tokens(item)
             positions += range(item.start, end)
             slots += [self._slot(blocks, position) for position in range(item.start, end)]
             if item.num_new_tokens == 1:
@@ -87,7 +90,8 @@ class InputBuilder:
             if end % self._block_size and (end - 1) // self._block_size * self._block_size >= item.start:
                 fresh.append(last)
             if item.samples:
-                sample_rows.append(row + item.num_new_tokens - 1)
+                first_row = row + item.num_new_tokens - 1 - len(item.draft_token_ids)
+                sample_rows += range(first_row, row + item.num_new_tokens)
         return StepInput(
             input_ids=self._ints([tokens]),
             position_ids=self._ints([positions]),

@@ -1,61 +1,30 @@
-"""What happens to logits before a token is chosen: penalties, forbidden tokens, temperature, top-k/p, min-p.
+"""Which tokens stay in the running: top-k, nucleus (top-p) and min-p.
 
-Pure functions on [num_rows, vocab_size] float32 logits. Rows are independent of each other.
+Pure functions on [num_rows, vocab_size] float32 logits. Rows are independent of each other. None of them
+waits for the device, `keep_top_p` excepted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence as Seq
+from typing import Protocol
 
 import torch
-
-from inference_server.scheduling.sequence import Sequence
 
 _NUCLEUS_GUESS = 1024  # candidates tried before the whole vocabulary is sorted
 
 
-def needs_processing(sequence: Sequence) -> bool:
-    """Whether penalties or a minimum length change this sequence's logits."""
-    sampling = sequence.sampling
-    return (
-        sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-        or sampling.repetition_penalty != 1.0
-        or sequence.num_output_tokens < sampling.min_tokens
-    )
+class NucleusFilter(Protocol):
+    """Keeps each row's smallest set of tokens whose probability reaches `top_p`."""
+
+    def __call__(self, logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+        """logits [num_rows, vocab_size], top_p [num_rows] → logits with -inf where a token is out."""
 
 
-def process_row(row: torch.Tensor, sequence: Sequence, eos_token_ids: Seq[int]) -> None:
-    """Apply penalties and forbid early ends, in place. row [vocab_size].
+def keep_top_k(logits: torch.Tensor, top_k: torch.Tensor, largest: int) -> torch.Tensor:
+    """Keep each row's `top_k` largest logits (0: all; ties with the last kept stay). top_k [num_rows].
 
-    Repetition penalty as in CTRL (arXiv:1909.05858), over prompt and output; presence and frequency
-    penalties as OpenAI defines them, over the output.
+    `largest` is the largest entry of `top_k`, which the caller knows without asking the device.
     """
-    sampling = sequence.sampling
-    if sampling.repetition_penalty != 1.0:
-        seen = _ids(set(sequence.token_ids), row)
-        values = row[seen]
-        penalty = sampling.repetition_penalty
-        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0:
-        counts = Counter(sequence.output_token_ids)
-        if counts:
-            ids = _ids(counts.keys(), row)
-            times = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
-            row[ids] -= sampling.frequency_penalty * times + sampling.presence_penalty
-    if sequence.num_output_tokens < sampling.min_tokens:
-        ends = {*eos_token_ids, *sampling.stop_token_ids}
-        row[_ids([token for token in ends if token < row.shape[0]], row)] = float("-inf")
-
-
-def _ids(tokens: object, row: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(list(tokens), dtype=torch.int64, device=row.device)  # type: ignore[call-overload]
-
-
-def keep_top_k(logits: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
-    """Keep each row's `top_k` largest logits (0: all; ties with the last kept stay). top_k [num_rows]."""
-    largest = int(top_k.max())
     if largest <= 0:
         return logits
     largest = min(largest, logits.shape[-1])
@@ -70,7 +39,7 @@ def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """Keep the smallest set of tokens whose probability reaches `top_p` (nucleus, arXiv:1904.09751).
 
     top_p [num_rows], in (0, 1]. Sorts a short list of candidates first, all tokens only where that is not
-    enough.
+    enough: to know that, it waits for the device.
     """
     if bool((top_p >= 1).all()):
         return logits
@@ -91,8 +60,6 @@ def keep_top_p(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
 
 def keep_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     """Drop tokens less likely than `min_p` times the likeliest (arXiv:2407.01082). min_p [num_rows]."""
-    if bool((min_p <= 0).all()):
-        return logits
     threshold = logits.amax(dim=-1, keepdim=True) + min_p.clamp(min=1e-38).log().unsqueeze(-1)
     threshold = threshold.masked_fill((min_p <= 0).unsqueeze(-1), float("-inf"))
     return logits.masked_fill(logits < threshold, float("-inf"))

@@ -1,4 +1,4 @@
-"""Computes a step: inputs → one forward pass over the flat ragged batch → one token per sampling sequence.
+"""Computes a step: inputs → one forward pass over the flat ragged batch → new tokens per sampling sequence.
 
 Owner of the model, its KV cache and everything else on the device; used by the engine's thread only.
 """
@@ -12,24 +12,31 @@ from typing import Any
 import torch
 
 from inference_server.execution.attention.binding import LayerBinding, StepSlot, bind
-from inference_server.execution.attention.contract import AttentionBackend
+from inference_server.execution.attention.contract import AttentionBackend, StepT
 from inference_server.execution.inputs import InputBuilder, StepInput
 from inference_server.execution.kv_cache import KVCache
+from inference_server.execution.rows import accepted_tokens, sample_rows
 from inference_server.execution.sampler import Sampler
 from inference_server.scheduling.batch import Batch
+from inference_server.scheduling.pending import FinishedStep
 
 logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """A `StepRunner` over a transformers model whose attention layers are bound to a paged cache."""
+    """A `StepRunner` over a transformers model whose attention layers are bound to a paged cache.
+
+    A launched step is a finished one: for devices that compute while the host waits.
+    """
+
+    max_in_flight = 1
 
     def __init__(
         self,
         model: Any,
         *,
         cache: KVCache,
-        slot: StepSlot,
+        slot: StepSlot[StepInput],
         sampler: Sampler,
         device: torch.device,
         selects_rows: bool,
@@ -45,13 +52,13 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def execute(self, batch: Batch) -> Seq[int]:
-        """See `engine.text_engine.StepRunner.execute`."""
+    def launch(self, batch: Batch) -> FinishedStep:
+        """See `StepRunner.launch`."""
         step = self._inputs.build(batch)
         if step.fresh_blocks is not None:
             self._cache.clear(step.fresh_blocks)
-        logits = self.forward(step)
-        return self._sampler.sample(logits, [scheduled.sequence for scheduled in batch.sampling])
+        sampled = self._sampler.sample(self.forward(step), sample_rows(batch))
+        return FinishedStep(accepted_tokens(batch, sampled))
 
     def forward(self, step: StepInput) -> torch.Tensor:
         """Logits of `step.sample_rows` → [num_samples, vocab_size]."""
@@ -66,13 +73,20 @@ class Runner:
         return logits if self._selects_rows else logits.index_select(0, step.sample_rows)
 
     def is_fatal(self, error: Exception) -> bool:
-        """A CUDA error other than running out of memory leaves the context unusable."""
-        if isinstance(error, torch.OutOfMemoryError):
-            return False
-        return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+        """See `StepRunner.is_fatal`."""
+        return is_fatal(error)
 
 
-def bind_layers(layers: Seq[Any], cache: KVCache, backend: AttentionBackend, slot: StepSlot) -> None:
+def is_fatal(error: Exception) -> bool:
+    """A CUDA error other than running out of memory leaves the context unusable."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def bind_layers(
+    layers: Seq[Any], cache: KVCache, backend: AttentionBackend[StepT], slot: StepSlot[StepT]
+) -> None:
     """Give each attention layer (a `LayerFacts`, in order) its part of the cache."""
     for facts, layer_cache in zip(layers, cache.layers, strict=True):
         for module in facts.modules:

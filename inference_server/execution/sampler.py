@@ -1,22 +1,29 @@
-"""Chooses the next token of each sequence from its logits.
+"""Chooses the next token of each row from its logits.
 
 A row's choice depends on its own logits, its seed and its position: never on its neighbours. One uniform
-number per token, drawn from a counter-based generator, picks from the cumulative distribution.
+number per token, drawn from a counter-based generator, picks from the cumulative distribution. What the
+host knows is planned first, so that the device part waits for nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from inference_server.execution import logits as processing
+from inference_server.execution import logits as filters
+from inference_server.execution.penalties import PenaltyPlan, plan_penalties
+from inference_server.execution.rows import SampleRow
+from inference_server.execution.upload import Floats, Ints
 from inference_server.scheduling.batch import INVALID_TOKEN
 from inference_server.scheduling.sequence import Sequence
 
 _MASK64 = (1 << 64) - 1
 _BLOCK = 256  # tokens per partial sum
+_NUM_COLUMNS = 5  # temperature, min_p, top_p, top_k, point
 
 
 def uniform(seed: int, position: int) -> float:
@@ -30,44 +37,114 @@ def uniform(seed: int, position: int) -> float:
     return (state >> 11) / float(1 << 53)
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """What the host knows about the choice of one step's tokens. Empty parts cost the device nothing."""
+
+    num_rows: int
+    penalties: PenaltyPlan
+    random_rows: tuple[int, ...]
+    columns: tuple[float, ...]  # `_NUM_COLUMNS` × one number per random row
+    any_min_p: bool
+    largest_top_k: int
+    any_top_p: bool
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every row simply takes its largest logit, as the model gave it."""
+        return not self.random_rows and not self.penalties
+
+    def ints(self) -> Ints:
+        """Whole numbers that `Sampler.choose` needs on the device."""
+        return np.array([*self.random_rows, *self.penalties.ints()], dtype=np.int32)
+
+    def floats(self) -> Floats:
+        """Other numbers that `Sampler.choose` needs on the device."""
+        return np.array([*self.columns, *self.penalties.floats()], dtype=np.float64)
+
+
 class Sampler:
     """Greedy and random choice for a whole batch. `eos_token_ids` are what `min_tokens` holds back."""
 
-    def __init__(self, eos_token_ids: Seq[int], salt: bytes) -> None:
+    def __init__(
+        self, eos_token_ids: Seq[int], salt: bytes, nucleus: filters.NucleusFilter = filters.keep_top_p
+    ) -> None:
         """`salt` seeds the requests that bring no seed; draw it fresh per worker."""
         self._eos_token_ids = tuple(eos_token_ids)
         self._salt = salt
+        self._nucleus = nucleus
 
-    def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
-        """One token per row of logits [num_rows, vocab_size]; `INVALID_TOKEN` where they are not finite."""
-        if not sequences:
+    def sample(self, logits: torch.Tensor, rows: Seq[SampleRow]) -> list[int]:
+        """One token per row of logits [num_rows, vocab_size]; `INVALID_TOKEN` where they are not finite.
+
+        Waits for the result. For rows that carry nothing.
+        """
+        if not rows:
             return []
-        logits = logits.float()
+        plan = self.plan(rows, logits.shape[1])
+        ints = torch.from_numpy(plan.ints()).to(logits.device)
+        floats = torch.from_numpy(plan.floats()).to(logits.device)
+        last_tokens = ints.new_zeros(len(rows))  # read for carried rows only
+        return self.choose(logits, plan, ints, floats, last_tokens).tolist()
+
+    def plan(self, rows: Seq[SampleRow], vocab_size: int) -> SamplingPlan:
+        """What can be said of the choice before the logits are there."""
+        random_rows = [n for n, row in enumerate(rows) if row.sequence.sampling.temperature > 0]
+        settings = [rows[number].sequence.sampling for number in random_rows]
+        return SamplingPlan(
+            num_rows=len(rows),
+            penalties=plan_penalties(rows, self._eos_token_ids, vocab_size),
+            random_rows=tuple(random_rows),
+            columns=(
+                *(s.temperature for s in settings),
+                *(s.min_p for s in settings),
+                *(s.top_p for s in settings),
+                *(float(s.top_k) for s in settings),
+                *(uniform(self._seed(rows[n].sequence), rows[n].position) for n in random_rows),
+            ),
+            any_min_p=any(s.min_p > 0 for s in settings),
+            largest_top_k=max((s.top_k for s in settings), default=0),
+            any_top_p=any(s.top_p < 1 for s in settings),
+        )
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        plan: SamplingPlan,
+        ints: torch.Tensor,
+        floats: torch.Tensor,
+        last_tokens: torch.Tensor,
+    ) -> torch.Tensor:
+        """The token of each row → [num_rows] int64; `INVALID_TOKEN` where its logits are not finite.
+
+        logits [num_rows, vocab_size] are not changed. ints, floats: the plan's numbers on the device.
+        last_tokens [num_rows]: the token that each row was computed from.
+        """
         finite = logits.amax(dim=-1).isfinite()
-        for row, sequence in enumerate(sequences):
-            if processing.needs_processing(sequence):
-                processing.process_row(logits[row], sequence, self._eos_token_ids)
+        num_random = len(plan.random_rows)
+        if plan.penalties:
+            changed = logits.float()
+            logits = changed.clone() if changed is logits else changed
+            amounts = floats[_NUM_COLUMNS * num_random :]
+            plan.penalties.apply(logits, ints[num_random:], amounts, last_tokens.clamp(min=0))
         tokens = logits.argmax(dim=-1)
-        random_rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
-        if random_rows:
-            rows = torch.tensor(random_rows, device=logits.device)
-            chosen = [sequences[row] for row in random_rows]
-            tokens[rows] = self._draw(logits.index_select(0, rows), chosen)
-        return torch.where(finite, tokens, INVALID_TOKEN).tolist()
+        if num_random:
+            drawn = self._draw(logits, plan, ints[:num_random], floats[: _NUM_COLUMNS * num_random])
+            tokens.index_copy_(0, ints[:num_random].long(), drawn)
+        return torch.where(finite, tokens, INVALID_TOKEN)
 
-    def _draw(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-        settings = [sequence.sampling for sequence in sequences]
-        device = logits.device
-
-        def column(values: list[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
-        scaled = logits / column([s.temperature for s in settings]).unsqueeze(-1)
-        scaled = processing.keep_min_p(scaled, column([s.min_p for s in settings]))
-        scaled = processing.keep_top_k(scaled, torch.tensor([s.top_k for s in settings], device=device))
-        scaled = processing.keep_top_p(scaled, column([s.top_p for s in settings]))
-        points = [uniform(self._seed(sequence), sequence.num_tokens) for sequence in sequences]
-        return _pick(scaled, torch.tensor(points, dtype=torch.float64, device=device))
+    def _draw(
+        self, logits: torch.Tensor, plan: SamplingPlan, rows: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
+        temperature, min_p, top_p, top_k, points = columns.view(_NUM_COLUMNS, -1).unbind()
+        chosen = logits if len(rows) == plan.num_rows else logits.index_select(0, rows)
+        scaled = chosen.float() / temperature.float().unsqueeze(-1)
+        if plan.any_min_p:
+            scaled = filters.keep_min_p(scaled, min_p.float())
+        scaled = filters.keep_top_k(scaled, top_k.long(), plan.largest_top_k)
+        if plan.any_top_p:
+            scaled = self._nucleus(scaled, top_p.float())
+        return _pick(scaled, points)
 
     def _seed(self, sequence: Sequence) -> int:
         if sequence.sampling.seed is not None:

@@ -8,10 +8,10 @@ from statistics import median
 
 import pytest
 
-from inference_server.engine.contract import FinishedStep
 from inference_server.engine.scheduling import build_scheduler
 from inference_server.engine.text_engine import TextEngine
 from inference_server.scheduling.batch import Batch
+from inference_server.scheduling.pending import FinishedStep
 from tests.engine.reference import engine_spec, greedy_request
 
 VOCAB_SIZE = 100

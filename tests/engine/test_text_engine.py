@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 
 import pytest
 
-from inference_server.engine.contract import StepRunner, SynchronousRunner
+from inference_server.engine.contract import StepRunner
 from inference_server.engine.text_engine import INVALID_TOKEN, TextEngine
 from inference_server.errors import ContextTooLong, InvalidRequest
 from inference_server.scheduling.batch import Batch
@@ -268,21 +268,3 @@ def test_an_id_that_comes_back_while_its_first_owner_is_in_flight_is_another_req
 def test_a_step_without_work_is_nothing() -> None:
     outcome = make_engine(FakeRunner()).step()
     assert (outcome.deltas, outcome.failures, outcome.fatal) == ((), (), None)
-
-
-class OldRunner:
-    """Computes a step at once."""
-
-    def execute(self, batch: Batch) -> Seq[int]:
-        return [item.sequence.num_tokens for item in batch.sampling]
-
-    def is_fatal(self, error: Exception) -> bool:
-        return isinstance(error, OSError)
-
-
-def test_a_runner_that_computes_at_once_is_a_step_runner_too() -> None:
-    runner = SynchronousRunner(OldRunner())
-    engine = make_engine(runner)
-    engine.submit(greedy_request("a", [5] * 3, 2))
-    assert tokens_of(run_to_end(engine)["a"]) == [3, 4]
-    assert runner.is_fatal(OSError())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from inference_server.execution.attention.contract import AttentionCall
 from inference_server.execution.attention.sdpa import SdpaBackend
 from inference_server.execution.inputs import InputBuilder, StepInput
 from inference_server.execution.kv_cache import LayerCache, LayerShape
+from inference_server.execution.rows import SampleRow
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.sequence import Sequence
 from inference_server.types import GenerationRequest, SamplingParams
@@ -34,6 +36,12 @@ def make_sequence(
     for token in token_ids[cut:]:
         sequence.append(token)
     return sequence
+
+
+def make_row(token_ids: Seq[int], **settings: Any) -> SampleRow:
+    """The row that chooses the next token of such a sequence."""
+    sequence = make_sequence(token_ids, **settings)
+    return SampleRow(sequence, sequence.num_tokens)
 
 
 def schedule(spans: Seq[tuple[int, int]], num_blocks: int, seed: int = 0) -> Batch:

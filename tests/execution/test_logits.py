@@ -1,4 +1,4 @@
-"""Penalties and filters against what their definitions say, one token at a time."""
+"""Filters against what their definitions say, one token at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from inference_server.execution.logits import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    needs_processing,
-    process_row,
 )
-from tests.execution.paged import make_sequence
 
 
 def noise(*dims: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -23,66 +20,6 @@ def noise(*dims: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
 
 def kept(logits: torch.Tensor) -> list[set[int]]:
     return [set(row.isfinite().nonzero().flatten().tolist()) for row in logits]
-
-
-# ---------------------------------------------------------------- penalties
-
-
-def test_penalties_are_what_their_definitions_say() -> None:
-    sequence = make_sequence(
-        [1, 2, 3, 3, 5, 5, 5],
-        num_prompt_tokens=3,
-        repetition_penalty=1.5,
-        presence_penalty=0.5,
-        frequency_penalty=0.25,
-    )
-    before = noise(10)
-    row = before.clone()
-    process_row(row, sequence, ())
-    for token, old in enumerate(before.tolist()):
-        expected = old
-        if token in (1, 2, 3, 5):  # prompt and output
-            expected = old / 1.5 if old > 0 else old * 1.5
-        count = [3, 5, 5, 5].count(token)  # output only
-        expected -= 0.25 * count + (0.5 if count else 0.0)
-        assert row[token].item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_penalties_of_a_sequence_without_output_change_nothing_else() -> None:
-    before = noise(6)
-    row = before.clone()
-    process_row(row, make_sequence([1, 2], presence_penalty=2.0, frequency_penalty=2.0), ())
-    assert torch.equal(row, before)
-
-
-@pytest.mark.parametrize(("num_output", "forbidden"), [(0, True), (2, True), (3, False), (4, False)])
-def test_min_tokens_forbids_every_end_until_it_is_reached(num_output: int, forbidden: bool) -> None:
-    sequence = make_sequence(
-        [1] + [4] * num_output, num_prompt_tokens=1, min_tokens=3, stop_token_ids=(7, 1000)
-    )
-    row = noise(10)
-    process_row(row, sequence, (2, 3))
-    ends = {token for token in range(10) if row[token].item() == -math.inf}
-    assert ends == ({2, 3, 7} if forbidden else set())
-    assert needs_processing(sequence) == forbidden
-
-
-@pytest.mark.parametrize(
-    ("sampling", "needed"),
-    [
-        ({}, False),
-        ({"temperature": 0.0, "top_k": 5, "seed": 1}, False),
-        ({"presence_penalty": -0.1}, True),
-        ({"frequency_penalty": 0.1}, True),
-        ({"repetition_penalty": 1.1}, True),
-        ({"min_tokens": 1}, True),
-    ],
-)
-def test_rows_are_processed_only_where_it_changes_something(sampling: dict[str, float], needed: bool) -> None:
-    assert needs_processing(make_sequence([1, 2], **sampling)) == needed
-
-
-# ---------------------------------------------------------------- filters
 
 
 def naive_top_k(row: list[float], k: int) -> set[int]:
@@ -110,12 +47,12 @@ def naive_min_p(row: list[float], min_p: float) -> set[int]:
 def test_top_k_keeps_each_rows_own_number_of_tokens() -> None:
     logits, top_k = noise(6, 50), [0, 1, 3, 49, 50, 1000]
     expected = [naive_top_k(row, k) for row, k in zip(logits.tolist(), top_k, strict=True)]
-    assert kept(keep_top_k(logits, torch.tensor(top_k))) == expected
+    assert kept(keep_top_k(logits, torch.tensor(top_k), max(top_k))) == expected
 
 
 def test_top_k_keeps_ties_with_the_last_one() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]])
-    assert kept(keep_top_k(logits, torch.tensor([2]))) == [{1, 2, 3}]
+    assert kept(keep_top_k(logits, torch.tensor([2]), 2)) == [{1, 2, 3}]
 
 
 @pytest.mark.parametrize("vocab_size", [40, 3000])
@@ -147,9 +84,9 @@ def test_min_p_keeps_what_is_likely_enough() -> None:
 
 def test_filters_that_are_off_return_the_logits_untouched() -> None:
     logits = noise(3, 20)
-    assert keep_top_k(logits, torch.zeros(3, dtype=torch.int64)) is logits
+    assert keep_top_k(logits, torch.zeros(3, dtype=torch.int64), 0) is logits
     assert keep_top_p(logits, torch.ones(3)) is logits
-    assert keep_min_p(logits, torch.zeros(3)) is logits
+    assert torch.equal(keep_min_p(logits, torch.zeros(3)), logits)
 
 
 def test_filters_never_empty_a_row() -> None:
@@ -157,6 +94,6 @@ def test_filters_never_empty_a_row() -> None:
     logits[1] = 0.0  # all equal
     logits[2, 1:] = -math.inf  # one token left
     filtered = keep_min_p(logits, torch.full((4,), 1.0))
-    filtered = keep_top_k(filtered, torch.full((4,), 1))
+    filtered = keep_top_k(filtered, torch.full((4,), 1), 1)
     filtered = keep_top_p(filtered, torch.full((4,), 1e-9))
     assert all(kept(filtered))

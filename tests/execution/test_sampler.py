@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from inference_server.execution.rows import SampleRow
 from inference_server.execution.sampler import INVALID_TOKEN, Sampler, uniform
-from inference_server.scheduling.sequence import Sequence
-from tests.execution.paged import make_sequence
+from tests.execution.paged import make_row
 
 VOCAB_SIZE = 700
 EOS = 3
@@ -26,12 +26,12 @@ def noise(num_rows: int, vocab_size: int = VOCAB_SIZE, scale: float = 2.0) -> to
     return torch.randn((num_rows, vocab_size), generator=torch.Generator().manual_seed(5)) * scale
 
 
-def row_for(seed: int | None, length: int = 4, **sampling: Any) -> Sequence:
-    return make_sequence(list(range(length)), name=f"seed {seed}", seed=seed, **sampling)
+def row_for(seed: int | None, length: int = 4, **sampling: Any) -> SampleRow:
+    return make_row(list(range(length)), name=f"seed {seed}", seed=seed, **sampling)
 
 
-def various(count: int) -> list[Sequence]:
-    """Sequences with all kinds of settings."""
+def various(count: int) -> list[SampleRow]:
+    """Rows with all kinds of settings."""
     rng = random.Random(9)
     return [
         row_for(
@@ -72,7 +72,7 @@ def test_seed_and_position_alone_decide_and_both_matter() -> None:
 
 def test_requests_without_a_seed_differ_by_request_and_by_worker() -> None:
     logits = noise(1).expand(50, -1)
-    sequences = [make_sequence([1, 2], name=f"request {number}") for number in range(50)]
+    sequences = [make_row([1, 2], name=f"request {number}") for number in range(50)]
     first = sampler(b"one").sample(logits.clone(), sequences)
     assert len(set(first)) > 5
     assert sampler(b"one").sample(logits.clone(), sequences) == first
@@ -175,8 +175,8 @@ def test_a_row_without_any_allowed_token_is_invalid() -> None:
 def test_min_tokens_holds_back_the_end_of_sequence(temperature: float) -> None:
     logits = torch.zeros(1, 8)
     logits[0, EOS] = 50.0
-    held = make_sequence([1], min_tokens=1, temperature=temperature, seed=0)
-    free = make_sequence([1, 2], num_prompt_tokens=1, min_tokens=1, temperature=temperature, seed=0)
+    held = make_row([1], min_tokens=1, temperature=temperature, seed=0)
+    free = make_row([1, 2], num_prompt_tokens=1, min_tokens=1, temperature=temperature, seed=0)
     assert sampler().sample(logits.clone(), [held]) != [EOS]
     assert sampler().sample(logits.clone(), [free]) == [EOS]
 

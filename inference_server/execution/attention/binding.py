@@ -7,14 +7,13 @@ is global but the registration itself.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from inference_server.execution.attention.contract import AttentionBackend, AttentionCall
-from inference_server.execution.inputs import StepInput
+from inference_server.execution.attention.contract import AttentionBackend, AttentionCall, StepT
 from inference_server.execution.kv_cache import LayerCache
 
 INTERFACE_NAME = "helixflow"
@@ -28,18 +27,22 @@ class Binding(Protocol):
         """→ [num_tokens, num_heads, value_dim]. `extra` holds the keyword arguments we do not know."""
 
 
-class StepSlot:
+class StepSlot(Generic[StepT]):
     """Holds the step that is being computed. Owner: the runner; read by every layer's binding."""
 
     def __init__(self) -> None:
-        self.step: StepInput | None = None
+        self.step: StepT | None = None
 
 
-class LayerBinding:
+class LayerBinding(Generic[StepT]):
     """One layer's way to its cache, its backend and the current step."""
 
     def __init__(
-        self, cache: LayerCache, backend: AttentionBackend, slot: StepSlot, window: int | None
+        self,
+        cache: LayerCache,
+        backend: AttentionBackend[StepT],
+        slot: StepSlot[StepT],
+        window: int | None,
     ) -> None:
         self._cache = cache
         self._backend = backend

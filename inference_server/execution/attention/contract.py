@@ -6,12 +6,15 @@ Source of the calling convention: transformers' `AttentionInterface`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from inference_server.execution.inputs import StepInput
 from inference_server.execution.kv_cache import LayerCache
+
+# What a backend needs to know of a step: `inputs.StepInput` or `paged_step.PagedStep`.
+StepT = TypeVar("StepT")
+StepT_contra = TypeVar("StepT_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ class AttentionCall:
     sinks: torch.Tensor | None
 
 
-class AttentionBackend(Protocol):
+class AttentionBackend(Protocol[StepT_contra]):
     """Stores the step's keys and values, then attends."""
 
-    def attend(self, call: AttentionCall, cache: LayerCache, step: StepInput) -> torch.Tensor:
+    def attend(self, call: AttentionCall, cache: LayerCache, step: StepT_contra) -> torch.Tensor:
         """Causal attention of each sequence to itself only → [num_tokens, num_heads, value_dim]."""

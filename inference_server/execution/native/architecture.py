@@ -31,8 +31,8 @@ _ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH, "ge
 class Architecture:
     """`windows` and `ropes` have one entry per layer; `ropes` names the rotary table of a layer.
 
-    `norm_offset` is added to norm weights (Gemma stores them less one). `has_branch_norms`: attention's and the
-    MLP's outputs are normalised too, before they are added (Gemma).
+    `norm_offset` is added to norm weights (Gemma stores them less one). `has_branch_norms`: the outputs of
+    attention and MLP are normalised too, before they are added (Gemma).
     """
 
     model_type: str

@@ -8,6 +8,7 @@ import numpy as np
 
 from inference_server.execution.native.attention import MAX_TASK_ROWS
 from inference_server.execution.native.model import BLOCK, Batch
+from inference_server.execution.rows import new_tokens
 from inference_server.scheduling.batch import ScheduledSequence
 
 
@@ -23,13 +24,13 @@ def build_batch(scheduled: Seq[ScheduledSequence], group_size: int) -> Batch:
     for index, item in enumerate(scheduled):
         first, end = len(tokens), item.start + item.num_new_tokens
         last = first + item.num_new_tokens
-        tokens += item.sequence.token_ids[item.start : end]
+        tokens += new_tokens(item)
         positions += range(item.start, end)
         sequence += [index] * item.num_new_tokens
         tables.append(item.sequence.block_ids[: -(-end // BLOCK)])
         tiles += [(row, min(row + tokens_per_tile, last)) for row in range(first, last, tokens_per_tile)]
         if item.samples:
-            sample_rows.append(last - 1)
+            sample_rows += range(last - 1 - len(item.draft_token_ids), last)
     block_tables = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
     for row, table in zip(block_tables, tables, strict=True):
         row[: len(table)] = table

@@ -12,14 +12,16 @@ import torch
 
 from inference_server.execution.native.attention import CHUNK, MAX_TASK_ROWS
 from inference_server.execution.native.batches import build_batch
-from inference_server.execution.native.kernels import Step
+from inference_server.execution.native.kernels import Step, warm_up
 from inference_server.execution.native.model import BLOCK, ROWS, Batch, Model, Scratch
 from inference_server.execution.native.step import num_phases
 from inference_server.execution.native.team import Team, new_counters
 from inference_server.execution.native.tiles import GROUP, PANEL
+from inference_server.execution.rows import accepted_tokens, sample_rows
 from inference_server.execution.sampler import Sampler
 from inference_server.scheduling.batch import Batch as ScheduledBatch
 from inference_server.scheduling.batch import ScheduledSequence
+from inference_server.scheduling.pending import FinishedStep
 from inference_server.scheduling.sequence import Sequence
 from inference_server.types import GenerationRequest, SamplingParams
 
@@ -27,7 +29,9 @@ _PAGE_FLOATS = 1024  # rows a multiple of this apart fall into the same few line
 
 
 class NativeRunner:
-    """A `StepRunner` over the native kernels."""
+    """A `StepRunner` over the native kernels. A launched step is a finished one."""
+
+    max_in_flight = 1
 
     def __init__(
         self,
@@ -38,7 +42,6 @@ class NativeRunner:
         num_blocks: int,
         kv_dtype: torch.dtype,
         max_num_batched_tokens: int,
-        max_num_seqs: int,
         num_threads: int,
         sampler: Sampler,
     ) -> None:
@@ -54,7 +57,7 @@ class NativeRunner:
         self._cache = np.empty(len(model.layers) * per_layer, dtype=numbers)
         self._scratch = new_scratch(model, max_num_batched_tokens, num_threads)
         padded_vocab = -(-int(model.matrices[model.head, ROWS]) // PANEL) * PANEL
-        self._logits = np.empty((min(max_num_seqs, max_num_batched_tokens), padded_vocab), dtype=np.float32)
+        self._logits = np.empty((0, padded_vocab), dtype=np.float32)  # grows to the most rows of any step
         self._counters = new_counters(num_phases(len(model.layers)))
         self._team = Team(num_threads)
 
@@ -68,11 +71,14 @@ class NativeRunner:
         """Bytes of everything else that a step writes, once a largest step has touched it all."""
         return sum(array.nbytes for array in self._scratch) + self._logits.nbytes
 
-    def execute(self, batch: ScheduledBatch) -> Seq[int]:
-        """See `engine.text_engine.StepRunner.execute`."""
+    def launch(self, batch: ScheduledBatch) -> FinishedStep:
+        """See `engine.contract.StepRunner.launch`."""
+        rows = sample_rows(batch)
+        if len(rows) > len(self._logits):
+            self._logits = np.empty((len(rows), self._logits.shape[1]), dtype=np.float32)
         logits = self._forward(build_batch(batch.scheduled, self._group_size), self._logits)
-        rows = torch.from_numpy(logits[:, : self._vocab_size])
-        return self._sampler.sample(rows, [scheduled.sequence for scheduled in batch.sampling])
+        sampled = self._sampler.sample(torch.from_numpy(logits[:, : self._vocab_size]), rows)
+        return FinishedStep(accepted_tokens(batch, sampled))
 
     def is_fatal(self, error: Exception) -> bool:
         """A failed step leaves nothing behind that a later one could not overwrite."""
@@ -93,6 +99,10 @@ class NativeRunner:
         batch = batch._replace(sample_rows=np.arange(len(token_ids)))
         out = np.empty((len(token_ids), self._logits.shape[1]), dtype=np.float32)
         return self._forward(batch, out)[:, : self._vocab_size]
+
+    def warm_up(self) -> None:
+        """Compile the kernels, or read them from their cache; says so in the log."""
+        warm_up(self._step, lambda: self.prompt_logits([0]))
 
     def close(self) -> None:
         """End the threads."""

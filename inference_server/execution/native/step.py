@@ -126,7 +126,8 @@ def _target(model: Any, scratch: Any, logits: Any, layer: int, part: int) -> tup
 
 @compiled
 def _attend_all(
-    model: Any, batch: Any, scratch: Any, cache: Any, blocks: int, layer: int, counters: Any, phase: int, thread: int
+    model: Any, batch: Any, scratch: Any, cache: Any, blocks: int, layer: int, counters: Any, phase: int,
+    thread: int,
 ) -> None:  # fmt: skip
     """This thread's share of a layer's attention tasks. Each brings the first blocks of the next one closer.
 

@@ -144,6 +144,7 @@ def load_native(
     dtype: torch.dtype,
     blocks: Mapping[str, BlockMatrix],
     max_model_len: int,
+    num_threads: int,
     on_progress: OnProgress,
 ) -> Model:
     """Read and pack a model. `blocks` are tensors that come quantized; they are kept as they are.
@@ -153,7 +154,7 @@ def load_native(
     """
     with TensorFolder(folder) as tensors:
         plans = list(_matrices(architecture, formats, blocks))
-        arena, matrices = _pack_all(plans, tensors, blocks, dtype, on_progress)
+        arena, matrices = _pack_all(plans, tensors, blocks, dtype, num_threads, on_progress)
         vectors = _Vectors()
         layers = _layers(architecture, tensors, vectors)
         final_norm = vectors.add(tensors.get(_FINAL_NORM), architecture.norm_offset)
@@ -235,6 +236,7 @@ def _pack_all(
     tensors: TensorFolder,
     blocks: Mapping[str, BlockMatrix],
     dtype: torch.dtype,
+    num_threads: int,
     on_progress: OnProgress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The arena and `Model.matrices`. numpy releases the GIL in most of this, so two threads share it."""
@@ -247,7 +249,7 @@ def _pack_all(
         packed = _packed(plan, tensors, blocks, dtype)
         arena[offset : offset + packed.size] = packed
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         jobs: list[Future[None]] = [
             pool.submit(pack, plan, int(offset)) for plan, offset in zip(plans, offsets, strict=False)
         ]

@@ -1,0 +1,1 @@
+"""Triton kernels and nothing else: the one place that imports triton. Imported only where they run."""
