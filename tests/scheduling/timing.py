@@ -59,8 +59,8 @@ class TimedRun:
         self._rng = random.Random(1)
 
     def add(self, name: str, num_prompt_tokens: int, max_tokens: int) -> None:
-        """A request whose prompt is like no other."""
-        prompt = [(hash(name) + position * 7) % 50 for position in range(num_prompt_tokens)]
+        """A request that shares nothing with others: its name is its salt."""
+        prompt = [position % 50 for position in range(num_prompt_tokens)]
         self.scheduler.add(make_request(name, prompt, max_tokens=max_tokens, salt=name))
 
     def step(self) -> list[TokenDelta]:
