@@ -1,8 +1,8 @@
 """Continuous batching: who computes how many tokens in the next step, and what becomes of the results.
 
-Owner of all sequences and of the block pool; used by the engine's thread only. It knows no tensors, no clock
-and no text. There is no prefill and no decode phase: every sequence's `num_computed_tokens` runs after its
-`num_tokens`, and each step hands out a token budget.
+Owner of all sequences and, through `residency.py`, of their blocks; used by the engine's thread only. It
+knows no tensors, no clock and no text. There is no prefill and no decode phase: every sequence's
+`num_computed_tokens` runs after its `num_tokens`, and each step hands out a token budget.
 
 - Running sequences come first, in rank order (priority, then arrival). Each gets at least one token per step.
 - Then waiting ones are admitted in rank order, so that a large one is never overtaken for good. Only those
@@ -30,11 +30,11 @@ import msgspec
 from inference_server.errors import ContextTooLong, InternalError, InvalidRequest
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.scheduling.drafting import Drafting
 from inference_server.scheduling.integrity import check_scheduler
 from inference_server.scheduling.pacing import PrefillPacer
 from inference_server.scheduling.residency import Residency
 from inference_server.scheduling.sequence import Sequence, SequenceStatus
-from inference_server.scheduling.speculation import Drafter
 from inference_server.types import FinishReason, GenerationRequest, TokenDelta
 
 MAX_IN_FLIGHT = 2  # steps scheduled and not committed
@@ -83,6 +83,7 @@ class Scheduler:
         self._config = config
         self._block_size = config.block_size
         self._residency = Residency(config)
+        self._drafting = Drafting(config.speculation, self._residency.running)
         self._in_flight: deque[Batch] = deque()  # scheduled and not committed, oldest first
         # Each running sequence takes at least one token of a step's budget.
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
@@ -92,8 +93,6 @@ class Scheduler:
             max_tokens=config.max_num_batched_tokens,
         )
         self._num_arrivals = 0
-        self._num_draft_tokens = 0
-        self._num_accepted_tokens = 0
 
     # ---------------------------------------------------------------- requests
 
@@ -161,8 +160,8 @@ class Scheduler:
             num_preemptions=residency.num_preemptions,
             prefix_cache_queries=residency.cache.num_queries,
             prefix_cache_hits=residency.cache.num_hits,
-            num_draft_tokens=self._num_draft_tokens,
-            num_accepted_tokens=self._num_accepted_tokens,
+            num_draft_tokens=self._drafting.num_draft_tokens,
+            num_accepted_tokens=self._drafting.num_accepted_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -186,7 +185,7 @@ class Scheduler:
         """
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             raise InternalError(f"{MAX_IN_FLIGHT} steps are in flight already")
-        if self._in_flight and self._must_wait():
+        if self._in_flight and self._drafting.must_wait():
             return Batch(scheduled=(), preempted=())
         plan = _Plan(self._config.max_num_batched_tokens)
         if self._schedule_running(plan) and not plan.preempted:
@@ -217,9 +216,9 @@ class Scheduler:
         while index < len(running):
             sequence = running[index]
             num_awaited = sequence.num_awaited_tokens
-            if num_awaited and not self._can_carry(sequence):
+            if num_awaited and len(sequence.token_ids) + 1 >= sequence.max_num_tokens:
                 index += 1
-                continue
+                continue  # the token that it awaits is its last
             num_tokens = len(sequence.token_ids) + num_awaited
             is_short = num_tokens > len(sequence.block_ids) * self._block_size
             if is_short and not self._residency.grow(sequence, plan.preempted):
@@ -272,7 +271,7 @@ class Scheduler:
         """What is left for long prompts in this step."""
         if plan.allowance is None:
             running = self._residency.running
-            num_decodes = sum([len(s.token_ids) - s.num_scheduled_tokens <= 1 for s in running])
+            num_decodes = sum([len(s.token_ids) - s.num_computed_tokens == 1 for s in running])
             plan.allowance = self._pacer.allowance(
                 num_decodes=num_decodes,
                 num_prefilling=len(running) - num_decodes + len(self._residency.waiting),
@@ -280,48 +279,13 @@ class Scheduler:
             )
         return plan.allowance
 
-    def _can_carry(self, sequence: Sequence) -> bool:
-        """Whether the token that the step in flight samples for it may be an input before it is known."""
-        if sequence.num_awaited_tokens > 1:
-            return False  # how many of its drafts stand is not known
-        return len(sequence.token_ids) + 1 < sequence.max_num_tokens  # or it will be the last
-
-    def _must_wait(self) -> bool:
-        """Whether the results of the step in flight are wanted before the next step is made.
-
-        They are while anybody guesses: guesses begin with a token that is known. All wait then, since a step
-        without the guessing one would halve its pace.
-        """
-        if self._config.speculation is None:
-            return False
-        return any(map(self._is_guessing, self._residency.running))
-
-    def _is_guessing(self, sequence: Sequence) -> bool:
-        """Whether it awaits more than one token, or may soon guess what follows the one that it awaits."""
-        if sequence.num_awaited_tokens != 1:
-            return sequence.num_awaited_tokens > 1
-        drafter = self._drafter(sequence)
-        return drafter is not None and drafter.expects_draft(sequence.token_ids)
-
     def _drafts(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
-        """A guess at what follows, within the budget, the length limit and blocks that nobody needs."""
-        drafter = self._drafter(sequence)
-        if drafter is None:
-            return ()
+        """A guess at what follows, within the budget and blocks that nobody needs."""
+        drafts = self._drafting.propose(sequence, budget)
         num_tokens = len(sequence.token_ids)
-        drafts = drafter.propose(sequence.token_ids, min(budget, sequence.max_num_tokens - 1 - num_tokens))
         if drafts and not self._residency.try_reserve(sequence, num_tokens + len(drafts)):
             return drafts[: len(sequence.block_ids) * self._block_size - num_tokens]
         return drafts
-
-    def _drafter(self, sequence: Sequence) -> Drafter | None:
-        """What guesses for this sequence, if anything may do so now."""
-        speculation = self._config.speculation
-        if speculation is None or len(self._residency.running) > speculation.max_drafting_seqs:
-            return None
-        if sequence.drafter is None:
-            sequence.drafter = Drafter(speculation.max_draft_tokens)
-        return sequence.drafter
 
     # ---------------------------------------------------------------- commit
 
@@ -396,7 +360,8 @@ class Scheduler:
         sequence.num_awaited_tokens -= 1 + len(item.draft_token_ids)
         self._residency.advance(sequence, item.sample_position + num_taken - 1)
         if item.draft_token_ids:
-            self._learn(item, num_accepted=len(token_ids) - 1)
+            sequence.num_scheduled_tokens = sequence.num_computed_tokens  # what follows a wrong one is void
+            self._drafting.learn(item, num_accepted=len(token_ids) - 1)
         if reason is not None:
             self._residency.finish(sequence, reason)
         return TokenDelta(
@@ -405,18 +370,6 @@ class Scheduler:
             finish_reason=reason,
             num_cached_tokens=sequence.num_cached_tokens if is_first else 0,
         )
-
-    def _learn(self, item: ScheduledSequence, num_accepted: int) -> None:
-        """Count drafts; what the wrong ones computed is computed again."""
-        sequence = item.sequence
-        num_drafts = len(item.draft_token_ids)
-        sequence.num_scheduled_tokens = sequence.num_computed_tokens
-        if sequence.drafter is not None:
-            sequence.drafter.learn(
-                num_tokens=len(sequence.token_ids), num_drafts=num_drafts, num_accepted=num_accepted
-            )
-        self._num_draft_tokens += num_drafts
-        self._num_accepted_tokens += num_accepted
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         sampling = sequence.sampling

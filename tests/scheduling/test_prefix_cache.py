@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from inference_server.scheduling.prefix_cache import chained_key, root_key
 from tests.scheduling.simulation import Simulation, make_config, make_request
+from tests.scheduling.timing import TimedRun
 
 
 def cached_tokens(simulation: Simulation, *args: object, **kwargs: object) -> int:
@@ -86,6 +89,28 @@ def test_a_beginning_that_many_share_is_computed_once_though_all_come_at_once() 
     simulation.run()
     for request in requests:
         simulation.assert_output(request)
+
+
+@pytest.mark.parametrize("slowdown", [0.0, 2.5])
+def test_a_shared_1000_token_beginning_gives_16_first_tokens_five_times_sooner(slowdown: float) -> None:
+    first_tokens_s = []
+    for enable_prefix_caching in (False, True):
+        config = make_config(
+            max_num_seqs=64,
+            max_num_batched_tokens=512,
+            max_model_len=2048,
+            block_size=16,
+            num_blocks=2048,
+            enable_prefix_caching=enable_prefix_caching,
+            prefill_slowdown=slowdown,
+        )
+        run = TimedRun(config)
+        for number in range(16):
+            run.add(str(number), 1000 + 2 * number, 64, salt="the same")
+        while len(run.first_s) < 16:
+            run.step()
+        first_tokens_s.append(median(run.first_s.values()))
+    assert first_tokens_s[0] > 5 * first_tokens_s[1]
 
 
 def test_blocks_are_not_found_before_they_are_computed() -> None:

@@ -58,10 +58,11 @@ class TimedRun:
         self._last_s: dict[str, float] = {}
         self._rng = random.Random(1)
 
-    def add(self, name: str, num_prompt_tokens: int, max_tokens: int) -> None:
-        """A request whose prompt is like no other."""
-        prompt = [(hash(name) + position * 7) % 50 for position in range(num_prompt_tokens)]
-        self.scheduler.add(make_request(name, prompt, max_tokens=max_tokens, salt=name))
+    def add(self, name: str, num_prompt_tokens: int, max_tokens: int, *, salt: str | None = None) -> None:
+        """A request. It shares nothing with others, as its name is its salt, unless it is given another."""
+        prompt = [position % 50 for position in range(num_prompt_tokens)]
+        salt = name if salt is None else salt
+        self.scheduler.add(make_request(name, prompt, max_tokens=max_tokens, salt=salt))
 
     def step(self) -> list[TokenDelta]:
         """One step of the engine's loop."""
