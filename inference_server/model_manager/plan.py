@@ -164,7 +164,7 @@ class _Planner:
         weights_bytes = self._weight_bytes(load.max_model_len)
         workspace_bytes = self._workspace_bytes(kv_cache_bytes)
         on_gpu = self._device != HOST
-        context = workspace.CUDA_DEVICE_CONTEXT_BYTES if on_gpu else workspace.CPU_CONTEXT_BYTES
+        context = self._context_bytes()
         needed = {self._device: weights_bytes + kv_cache_bytes + workspace_bytes + context}
         if on_gpu:
             needed[HOST] = workspace.CUDA_HOST_CONTEXT_BYTES
@@ -189,6 +189,12 @@ class _Planner:
             block_bits=execution.block_bits,
             max_model_len=max_model_len,
         )
+
+    def _context_bytes(self) -> int:
+        if self._device != HOST:
+            return workspace.CUDA_DEVICE_CONTEXT_BYTES
+        is_native = self._execution.kernels == "native"
+        return workspace.NATIVE_CONTEXT_BYTES if is_native else workspace.CPU_CONTEXT_BYTES
 
     def _workspace_bytes(self, kv_cache_bytes: int) -> int:
         step = workspace.StepShape(

@@ -222,6 +222,7 @@ def test_a_model_for_the_native_kernels_is_counted_as_they_pack_it(native_folder
     )
     assert planned.weights_bytes == counted
     assert planned.kv_cache_bytes == (8 * 128 + 16) * 2 * 2 * 2 * 32 * 2
+    assert planned.context_bytes == workspace.NATIVE_CONTEXT_BYTES
     assert planned.workspace_bytes == workspace.native_workspace_bytes(
         native_shape(config), _step_of(Settings(), vocab_size=100)
     )
