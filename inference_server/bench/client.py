@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import httpx
 import msgspec
@@ -20,16 +21,25 @@ _MAX_ERROR_CHARS = 300
 class RequestRecord:
     """What one request gave. Times are seconds since it was sent; `error` says why it failed, if it did.
 
-    `latency_s` is the time to the end of the answer. `gaps_s` lie between pieces of text. `ttft_s` is None if
-    no text came. Token counts are the server's own `usage`; without one, pieces of text stand for tokens.
+    `start_s` is on the client's clock, `latency_s` the time to the end of the answer. `gaps_s` lie between
+    pieces of text. `ttft_s` is None if no text came. Token counts are the server's own `usage`; without one,
+    an answer that was cut off at its longest has that length, and else pieces of text stand for tokens.
     """
 
     latency_s: float
+    start_s: float = 0.0
     ttft_s: float | None = None
     gaps_s: tuple[float, ...] = ()
     num_input_tokens: int = 0
     num_output_tokens: int = 0
     error: str | None = None
+
+    @property
+    def text_times_s(self) -> tuple[float, ...]:
+        """When each piece of text came, on the client's clock."""
+        if self.ttft_s is None:
+            return ()
+        return tuple(accumulate(self.gaps_s, initial=self.start_s + self.ttft_s))
 
 
 class _Delta(msgspec.Struct):
@@ -39,6 +49,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    finish_reason: str | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -83,14 +94,23 @@ class _Answer:
     last_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
     usage: _Usage | None = None
+    finish_reason: str | None = None
     done: bool = False
+
+    def num_tokens(self, max_tokens: int) -> int:
+        """How many tokens the answer has, as well as can be told."""
+        if self.usage is not None:
+            return self.usage.completion_tokens
+        return max_tokens if self.finish_reason == "length" else self.num_pieces
 
     def take(self, chunk: _Chunk, now_s: float) -> None:
         if chunk.error is not None:
             raise StreamFailed(f"error event: {_message(chunk.error)}")
         if chunk.usage is not None:
             self.usage = chunk.usage
-        delta = chunk.choices[0].delta if chunk.choices else None
+        choice = chunk.choices[0] if chunk.choices else _Choice()
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        delta = choice.delta
         if delta is None or not (delta.content or delta.reasoning_content):
             return
         if self.first_s is None:
@@ -116,6 +136,7 @@ class LoadClient:
     ) -> None:
         self._http = http
         self._url = f"{base_url}/v1/chat/completions"
+        self._output_len = output_len
         self._fields = {
             "model": model,
             "max_tokens": output_len,
@@ -132,15 +153,16 @@ class LoadClient:
         try:
             answer = await self.stream(prompt)
         except (StreamFailed, httpx.HTTPError, msgspec.DecodeError) as error:
-            return RequestRecord(latency_s=self._clock() - start_s, error=_describe(error))
+            return RequestRecord(latency_s=self._clock() - start_s, start_s=start_s, error=_describe(error))
         end_s = self._clock()
         usage = answer.usage
         return RequestRecord(
             latency_s=end_s - start_s,
+            start_s=start_s,
             ttft_s=None if answer.first_s is None else answer.first_s - start_s,
             gaps_s=tuple(answer.gaps_s),
             num_input_tokens=usage.prompt_tokens if usage else 0,
-            num_output_tokens=usage.completion_tokens if usage else answer.num_pieces,
+            num_output_tokens=answer.num_tokens(self._output_len),
         )
 
     async def stream(self, prompt: str) -> _Answer:
