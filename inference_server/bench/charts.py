@@ -32,21 +32,24 @@ class _Axis:
     top: float
     start_px: float
     end_px: float
+    min_step: float = 0.0
 
     def px(self, value: float) -> float:
         return round(self.start_px + (self.end_px - self.start_px) * value / self.top, 1)
 
     def ticks(self) -> list[float]:
-        step = tick_step(self.top)
+        step = max(tick_step(self.top), self.min_step)
         return [step * index for index in range(math.floor(self.top / step + 1e-9) + 1)]
 
 
-def chart(title: str, x_title: str, y_title: str, series: Sequence[Series]) -> str:
+def chart(
+    title: str, x_title: str, y_title: str, series: Sequence[Series], *, min_x_step: float = 0.0
+) -> str:
     """One figure with its caption; both axes start at 0. Says so where there are no points."""
     points = [point for each in series for point in each.points]
     if not points:
         return f"<figure><figcaption>{escape(title)}</figcaption><p>no values</p></figure>"
-    x_axis = _Axis(_top(x for x, _ in points), _LEFT, _WIDTH - _RIGHT)
+    x_axis = _Axis(_top(x for x, _ in points), _LEFT, _WIDTH - _RIGHT, min_x_step)
     y_axis = _Axis(_top(y for _, y in points), _HEIGHT - _BOTTOM, _TOP)
     parts = [*_grid(x_axis, y_axis), *_titles(x_title, y_title)]
     for index, each in enumerate(series):
@@ -67,7 +70,7 @@ def tick_step(top: float) -> float:
 
 def label(value: float) -> str:
     """A figure for a tick or a hint, without needless digits."""
-    if value >= 1000 and value == round(value):
+    if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
 

@@ -15,6 +15,7 @@ import msgspec
 
 _DONE = b"[DONE]"
 _MAX_ERROR_CHARS = 300
+OnText = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class RequestRecord:
     gaps_s: tuple[float, ...] = ()
     num_input_tokens: int = 0
     num_output_tokens: int = 0
+    num_cached_tokens: int = 0
     error: str | None = None
 
     @property
@@ -52,9 +54,20 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that came from a prefix cache, as far as the server tells."""
+        details = self.prompt_tokens_details
+        return (details.cached_tokens or 0) if details is not None else 0
 
 
 class _Chunk(msgspec.Struct):
@@ -89,6 +102,7 @@ class EventSplitter:
 class _Answer:
     """One answer while it comes in."""
 
+    on_text: OnText | None = None
     num_pieces: int = 0
     first_s: float | None = None
     last_s: float = 0.0
@@ -96,6 +110,11 @@ class _Answer:
     usage: _Usage | None = None
     finish_reason: str | None = None
     done: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer came to its end; some servers leave `[DONE]` out after the finish reason."""
+        return self.done or self.finish_reason is not None
 
     def num_tokens(self, max_tokens: int) -> int:
         """How many tokens the answer has, as well as can be told."""
@@ -119,10 +138,15 @@ class _Answer:
             self.gaps_s.append(now_s - self.last_s)
         self.last_s = now_s
         self.num_pieces += 1
+        if self.on_text is not None:
+            self.on_text(now_s)
 
 
 class LoadClient:
-    """Sends prompts to one server and model. `extras` are further fields of the body."""
+    """Sends prompts to one server and model. `extras` are further fields of the body.
+
+    `system` is a message in front of every prompt, unless it is empty.
+    """
 
     def __init__(
         self,
@@ -132,6 +156,7 @@ class LoadClient:
         model: str,
         output_len: int,
         extras: Mapping[str, object],
+        system: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._http = http
@@ -144,14 +169,18 @@ class LoadClient:
             "stream": True,
             **extras,
         }
+        self._system = [{"role": "system", "content": system}] if system else []
         self._clock = clock
         self._decoder = msgspec.json.Decoder(_Chunk)
 
-    async def send(self, prompt: str) -> RequestRecord:
-        """One request. Never raises for what a server may do: a failure is a record with `error`."""
+    async def send(self, prompt: str, on_text: OnText | None = None) -> RequestRecord:
+        """One request. Never raises for what a server may do: a failure is a record with `error`.
+
+        `on_text` is told the time of each piece of text as it comes.
+        """
         start_s = self._clock()
         try:
-            answer = await self.stream(prompt)
+            answer = await self.stream(prompt, on_text)
         except (StreamFailed, httpx.HTTPError, msgspec.DecodeError) as error:
             return RequestRecord(latency_s=self._clock() - start_s, start_s=start_s, error=_describe(error))
         end_s = self._clock()
@@ -163,26 +192,27 @@ class LoadClient:
             gaps_s=tuple(answer.gaps_s),
             num_input_tokens=usage.prompt_tokens if usage else 0,
             num_output_tokens=answer.num_tokens(self._output_len),
+            num_cached_tokens=usage.cached_tokens if usage else 0,
         )
 
-    async def stream(self, prompt: str) -> _Answer:
+    async def stream(self, prompt: str, on_text: OnText | None = None) -> _Answer:
         """One request to its end.
 
         Raises:
             StreamFailed, httpx.HTTPError, msgspec.DecodeError: refused, broken off or unreadable.
         """
-        body = {**self._fields, "messages": [{"role": "user", "content": prompt}]}
+        body = {**self._fields, "messages": [*self._system, {"role": "user", "content": prompt}]}
         async with self._http.stream("POST", self._url, json=body) as response:
             if response.status_code != 200:
                 content = await response.aread()
                 status = response.status_code
                 raise StreamFailed(f"status {status}: {_error_text(content)}", status)
-            answer = _Answer()
+            answer = _Answer(on_text)
             splitter = EventSplitter()
             async for data in response.aiter_bytes():
                 self._take(answer, splitter.feed(data))
-        if not answer.done:
-            raise StreamFailed("the stream ended before [DONE]")
+        if not answer.is_complete:
+            raise StreamFailed("the stream ended before a finish reason or [DONE]")
         return answer
 
     def _take(self, answer: _Answer, payloads: Iterator[bytes]) -> None:

@@ -76,6 +76,7 @@ def result_of(measurement: Measurement, report: ReportOptions) -> Result:
         "max_concurrency": load.max_concurrency,
         "request_rate": "inf" if load.request_rate == float("inf") else load.request_rate,
         "burstiness": load.burstiness,
+        "random_prefix_len": load.prefix_len,
         "random_input_len": load.input_len,
         "output_len": load.output_len,
         "ignore_eos": load.ignore_eos,

@@ -9,7 +9,7 @@ import httpx
 
 from inference_server.bench.client import LoadClient, StreamFailed
 from inference_server.bench.options import LoadOptions
-from inference_server.bench.workload import make_prompt
+from inference_server.bench.workload import make_prefix, make_prompt
 
 _REFUSALS = (400, 422)
 
@@ -28,11 +28,14 @@ async def negotiate(
     extras: dict[str, object] = {"stream_options": {"include_usage": True}}
     if load.ignore_eos:
         extras["ignore_eos"] = True
-    trial = f"{load.label or secrets.token_hex(4)}.trial"
+    label = load.label or secrets.token_hex(4)
+    trial, system = f"{label}.trial", make_prefix(label, load.prefix_len, random.Random(load.seed))
     refusal: StreamFailed | None = None
     for dropped in _dropping(tuple(extras)):
         kept = {name: value for name, value in extras.items() if name not in dropped}
-        client = LoadClient(http, base_url=base_url, model=model, output_len=load.output_len, extras=kept)
+        client = LoadClient(
+            http, base_url=base_url, model=model, output_len=load.output_len, extras=kept, system=system
+        )
         try:
             answer = await client.stream(make_prompt(trial, load.input_len, random.Random(load.seed)))
         except StreamFailed as error:

@@ -26,6 +26,7 @@ class TargetOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """What to send. `request_rate` is per second and may be infinite; lengths are in tokens.
+    `prefix_len` tokens of system prompt are the same for all requests, the unmeasured first one included.
 
     `label` begins every prompt. None draws a new one for each run, so that no run finds its prompts in a
     prefix cache; whoever wants the same prompts on several servers gives one.
@@ -35,6 +36,7 @@ class LoadOptions:
     max_concurrency: int | None = None
     request_rate: float = math.inf
     burstiness: float = 1.0
+    prefix_len: int = 0
     input_len: int = 150
     output_len: int = 64
     ignore_eos: bool = False

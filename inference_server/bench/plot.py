@@ -16,7 +16,7 @@ _NUM_SLICES = 60
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1220px; padding: 0 1rem; }
-main { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1.5rem; }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: currentColor; }
 .grid { stroke: currentColor; stroke-opacity: .14; }
@@ -77,7 +77,9 @@ def startup_page(result: Mapping[str, object]) -> str:
             Series(name, [(number, float(row[key])) for number, row in enumerate(rows, 1)])
             for key, name in stages
         ]
-        charts.append(chart(f"{kind.capitalize()} starts", "start", "seconds since process start", series))
+        charts.append(
+            chart(f"{kind.capitalize()} starts", "start", "seconds since process start", series, min_x_step=1)
+        )
     return _page(result, charts)
 
 

@@ -23,6 +23,7 @@ _COUNTS = (
     ("duration", "duration", "s"),
     ("max_concurrent_requests", "most requests at once", ""),
     ("total_input_tokens", "input tokens", ""),
+    ("total_cached_tokens", "input tokens from a prefix cache", ""),
     ("total_output_tokens", "output tokens", ""),
     ("request_throughput", "requests", "per s"),
     ("request_goodput", "requests within the goals", "per s"),

@@ -145,6 +145,7 @@ def _load(args: Namespace) -> LoadOptions:
         max_concurrency=1 if args.scenario == "latency" else getattr(args, "max_concurrency", None),
         request_rate=getattr(args, "request_rate", float("inf")),
         burstiness=getattr(args, "burstiness", 1.0),
+        prefix_len=args.random_prefix_len,
         input_len=args.random_input_len,
         output_len=args.output_len,
         ignore_eos=args.ignore_eos,

@@ -34,6 +34,7 @@ def add_load(parser: VerbParser, scenario: str) -> None:
         _add_count(group, "--num-prompts", 16 if scenario == "latency" else 64, "requests to send")
     if scenario == "serve":
         _add_pace(group)
+    _add_count(group, "--random-prefix-len", 0, "tokens of a system prompt that all share", minimum=0)
     _add_count(group, "--random-input-len", 150, "about how many prompt tokens")
     _add_count(group, "--output-len", 64, "answer tokens")
     fixed = scenario != "serve"
