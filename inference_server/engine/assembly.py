@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from inference_server.engine.native import build_native_engine, resident_bytes
+from inference_server.engine.runners import build_runner
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.admission import probe
-from inference_server.execution.attention.binding import INTERFACE_NAME, StepSlot, register
-from inference_server.execution.attention.sdpa import SdpaBackend
-from inference_server.execution.inputs import StepInput
+from inference_server.execution.attention.binding import INTERFACE_NAME, register
+from inference_server.execution.cuda_setup import prepare_for_cuda
 from inference_server.execution.kv_cache import KVCache
 from inference_server.execution.linear_layout import optimise_linear_layout
-from inference_server.execution.runner import Runner, bind_layers
-from inference_server.execution.sampler import Sampler
 from inference_server.loading.loader import LoadedModel, load_model
 from inference_server.types import EngineSpec, MemoryReport
 
@@ -63,6 +59,8 @@ def assemble(
     """An engine over a loaded model."""
     if loaded.device.type == "cpu":
         optimise_linear_layout(loaded.model)
+    elif loaded.device.type == "cuda":
+        prepare_for_cuda(loaded)
     on_progress("check", None)
     layers = probe(loaded.model, loaded.config, loaded.device, loaded.dtype)
     cache = KVCache(
@@ -72,16 +70,7 @@ def assemble(
         dtype=loaded.dtype,
         device=loaded.device,
     )
-    slot: StepSlot[StepInput] = StepSlot()
-    bind_layers(layers, cache, SdpaBackend(), slot)
-    runner = Runner(
-        loaded.model,
-        cache=cache,
-        slot=slot,
-        sampler=Sampler(loaded.eos_token_ids, secrets.token_bytes(16)),
-        device=loaded.device,
-        selects_rows="logits_to_keep" in inspect.signature(loaded.model.forward).parameters,
-    )
+    runner, attention = build_runner(loaded, layers, cache, spec)
     scheduler = build_scheduler(spec, loaded.eos_token_ids)
     facts = EngineFacts(
         memory=MemoryReport(
@@ -95,10 +84,11 @@ def assemble(
         vocab_size=loaded.vocab_size,
     )
     logger.info(
-        "%s: %s on %s, attention sdpa, %d KV blocks of %d tokens, %d threads",
+        "%s: %s on %s, attention %s, %d KV blocks of %d tokens, %d threads",
         spec.model,
         facts.dtype,
         loaded.device,
+        attention,
         cache.num_blocks,
         BLOCK_SIZE,
         torch.get_num_threads(),

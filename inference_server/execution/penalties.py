@@ -103,7 +103,7 @@ class PenaltyPlan:
     def apply(
         self, logits: torch.Tensor, ints: torch.Tensor, floats: torch.Tensor, last_tokens: torch.Tensor
     ) -> None:
-        """Change `logits` [num_rows, vocab_size] float32 in place.
+        """Change `logits` [num_rows, vocab_size] float32, contiguous, in place.
 
         ints, floats: the uploaded numbers. last_tokens [num_rows]: the input token of each row.
         """

@@ -123,8 +123,7 @@ class Sampler:
         finite = logits.amax(dim=-1).isfinite()
         num_random = len(plan.random_rows)
         if plan.penalties:
-            changed = logits.float()
-            logits = changed.clone() if changed is logits else changed
+            logits = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             amounts = floats[_NUM_COLUMNS * num_random :]
             plan.penalties.apply(logits, ints[num_random:], amounts, last_tokens.clamp(min=0))
         tokens = logits.argmax(dim=-1)

@@ -34,6 +34,8 @@ PRELOAD = (
 )
 # These query the device when they are imported, which would initialise CUDA before the fork.
 FORBIDDEN = ("bitsandbytes", "triton", "torchao")
+# torch imports this one along with itself where it is installed, as CUDA builds of torch have it.
+HIDDEN = "triton"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -115,17 +117,30 @@ def unsafe_to_fork() -> str | None:
 
 def _preload() -> str | None:
     """Import what workers need; returns what went wrong, or None."""
+    sys.modules[HIDDEN] = None  # type: ignore[assignment]  # to whoever imports it, it is not installed
     try:
         for module in PRELOAD:
             importlib.import_module(module)
     except Exception as error:
         return f"importing {module} failed: {type(error).__name__}: {error}"
+    finally:
+        _show_hidden()
     early = [module for module in FORBIDDEN if module in sys.modules]
     if early:
         return f"{', '.join(early)} was imported early and may have initialised CUDA"
     gc.collect()
     gc.freeze()  # children never copy these pages just to count references in a collection
     return unsafe_to_fork()
+
+
+def _show_hidden() -> None:
+    """Children may import what was hidden; torch looks for it once and must look again."""
+    del sys.modules[HIDDEN]
+    found = sys.modules.get("torch.utils._triton")
+    for name in ("has_triton_package", "has_triton"):
+        clear = getattr(getattr(found, name, None), "cache_clear", None)
+        if clear is not None:
+            clear()
 
 
 def _die_with_the_server() -> None:

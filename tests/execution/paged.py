@@ -105,10 +105,30 @@ class Layer:
                 slots = [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(item.start)]
                 self.cache.store(torch.tensor(slots), keys[: item.start], values[: item.start])
 
-    def attend(self) -> list[torch.Tensor]:
-        """What the backend gives for the step, one tensor per sequence."""
+    def spoil_unwritten(self) -> None:
+        """Fill what the contexts' last blocks do not hold yet, and the padding block, with NaN too."""
+        written = torch.zeros(self.cache.keys.shape[:2], dtype=torch.bool)
+        for item in schedule(self.spans, self.cache.keys.shape[0] - 1).scheduled:
+            for position in range(item.start):
+                written[item.sequence.block_ids[position // BLOCK_SIZE], position % BLOCK_SIZE] = True
+        self.cache.keys[~written] = float("nan")
+        self.cache.values[~written] = float("nan")
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Compute in another dtype from here on."""
+        self.queries, self.keys, self.values = (
+            [part.to(dtype) for part in parts] for parts in (self.queries, self.keys, self.values)
+        )
+        old, (_, _, num_kv_heads, key_dim) = self.cache, self.cache.keys.shape
+        shape = LayerShape(num_kv_heads, key_dim, old.values.shape[3])
+        self.cache = LayerCache(shape, old.keys.shape[0] - 1, BLOCK_SIZE, dtype, CPU)
+        self.cache.keys.copy_(old.keys)
+        self.cache.values.copy_(old.values)
+
+    def call(self) -> AttentionCall:
+        """The step's tokens, in the order of the batch."""
         new = [slice(start, start + num_new) for start, num_new in self.spans]
-        call = AttentionCall(
+        return AttentionCall(
             query=torch.cat(self.queries),
             key=torch.cat([keys[rows] for keys, rows in zip(self.keys, new, strict=True)]),
             value=torch.cat([values[rows] for values, rows in zip(self.values, new, strict=True)]),
@@ -117,7 +137,10 @@ class Layer:
             softcap=self.shapes.softcap,
             sinks=self.sinks,
         )
-        output = SdpaBackend().attend(call, self.cache, self.step)
+
+    def attend(self) -> list[torch.Tensor]:
+        """What the CPU's backend gives for the step, one tensor per sequence."""
+        output = SdpaBackend().attend(self.call(), self.cache, self.step)
         return list(output.split([num_new for _, num_new in self.spans]))
 
     def expected(self) -> list[torch.Tensor]:

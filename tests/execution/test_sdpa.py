@@ -77,13 +77,7 @@ def test_layers_with_one_window_share_their_masks() -> None:
 def test_bfloat16_comes_out_as_bfloat16() -> None:
     for shapes in (Shapes(), Shapes(softcap=2.0)):
         layer = Layer(shapes, [(6, 1), (0, 5), (2, 3)])
-        layer.queries = [part.bfloat16() for part in layer.queries]
-        layer.keys = [part.bfloat16() for part in layer.keys]
-        layer.values = [part.bfloat16() for part in layer.values]
-        for name in ("keys", "values", "_flat_keys", "_flat_values"):
-            setattr(layer.cache, name, getattr(layer.cache, name).bfloat16())
-        layer.cache._flat_keys = layer.cache.keys.view(-1, 2, 8)
-        layer.cache._flat_values = layer.cache.values.view(-1, 2, 8)
+        layer.to(torch.bfloat16)
         for output, expected in zip(layer.attend(), layer.expected(), strict=True):
             assert output.dtype == torch.bfloat16
             torch.testing.assert_close(output.double(), expected, rtol=0.05, atol=0.05)

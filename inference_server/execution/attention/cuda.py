@@ -23,6 +23,11 @@ class CudaBackend:
         self._paged = paged
         self._varlen = varlen
 
+    @property
+    def has_varlen(self) -> bool:
+        """Whether cold chunks are worth a region of their own."""
+        return self._varlen is not None
+
     def attend(self, call: AttentionCall, cache: LayerCache, step: PagedStep) -> torch.Tensor:
         """See `AttentionBackend.attend`."""
         num_tokens, num_heads, _ = call.query.shape
@@ -58,9 +63,10 @@ class CudaBackend:
 
 
 def cuda_backend(device: torch.device) -> CudaBackend:
-    """The backend for one GPU."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    function = find_function()
+    """The backend for one GPU; on a CPU, where the kernels can only be interpreted, one without varlen."""
+    on_cuda = device.type == "cuda"
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
+    function = find_function() if on_cuda else None
     return CudaBackend(TritonAttention(processors), None if function is None else VarlenAttention(function))
 
 

@@ -7,8 +7,6 @@ the online one (arXiv:1805.02867) in base 2; a decode's keys may be split over p
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -17,16 +15,16 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def store_tokens(
-    new_keys: Any,  # [num_tokens, num_kv_heads, KEY_DIM]
-    new_values: Any,  # [num_tokens, num_kv_heads, VALUE_DIM]
-    keys: Any,  # [num_blocks, BLOCK_SIZE, num_kv_heads, KEY_DIM], contiguous, as are values
-    values: Any,
-    slots: Any,  # [num_tokens]
-    key_stride_token: Any,
-    key_stride_head: Any,
-    value_stride_token: Any,
-    value_stride_head: Any,
-    num_kv_heads: Any,
+    new_keys,  # [num_tokens, num_kv_heads, KEY_DIM]
+    new_values,  # [num_tokens, num_kv_heads, VALUE_DIM]
+    keys,  # [num_blocks, BLOCK_SIZE, num_kv_heads, KEY_DIM], contiguous, as are values
+    values,
+    slots,  # [num_tokens]
+    key_stride_token,
+    key_stride_head,
+    value_stride_token,
+    value_stride_head,
+    num_kv_heads,
     KEY_DIM: tl.constexpr,
     KEY_PAD: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -49,7 +47,7 @@ def store_tokens(
 
 
 @triton.jit
-def _owner(query_starts: Any, num_seqs: Any, program: Any, QUERIES: tl.constexpr):
+def _owner(query_starts, num_seqs, program, QUERIES: tl.constexpr):
     """The sequence that query block `program` belongs to; each has room for its blocks and one more."""
     low = 0
     high = num_seqs
@@ -64,26 +62,26 @@ def _owner(query_starts: Any, num_seqs: Any, program: Any, QUERIES: tl.constexpr
 
 @triton.jit(do_not_specialize=["table_width", "num_seqs"])
 def attend(
-    query: Any,  # [num_tokens, num_heads, KEY_DIM]
-    keys: Any,  # [num_blocks, BLOCK_SIZE, num_kv_heads, KEY_DIM], contiguous, as are values and output
-    values: Any,
-    output: Any,  # [num_tokens, num_heads, VALUE_DIM]
-    partial: Any,  # with SPLITS > 1: [num_tokens, num_heads, SPLITS, VALUE_PAD] float32
-    partial_max: Any,  # [num_tokens, num_heads, SPLITS] float32
-    partial_sum: Any,  # the same
-    block_table: Any,  # [num_rows, width]
-    table_rows: Any,  # [num_seqs]
-    query_starts: Any,  # [num_seqs + 1]; not read by DECODE
-    kv_lengths: Any,  # [num_seqs]
-    sinks: Any,  # [num_heads], with SINKS
-    scale: Any,
-    softcap: Any,
-    query_stride_token: Any,
-    query_stride_head: Any,
-    table_width: Any,
-    num_seqs: Any,
-    num_heads: Any,
-    num_kv_heads: Any,
+    query,  # [num_tokens, num_heads, KEY_DIM]
+    keys,  # [num_blocks, BLOCK_SIZE, num_kv_heads, KEY_DIM], contiguous, as are values and output
+    values,
+    output,  # [num_tokens, num_heads, VALUE_DIM]
+    partial,  # with SPLITS > 1: [num_tokens, num_heads, SPLITS, VALUE_PAD] float32
+    partial_max,  # [num_tokens, num_heads, SPLITS] float32
+    partial_sum,  # the same
+    block_table,  # [num_rows, width]
+    table_rows,  # [num_seqs]
+    query_starts,  # [num_seqs + 1]; not read by DECODE
+    kv_lengths,  # [num_seqs]
+    sinks,  # [num_heads], with SINKS
+    scale,
+    softcap,
+    query_stride_token,
+    query_stride_head,
+    table_width,
+    num_seqs,
+    num_heads,
+    num_kv_heads,
     GROUP: tl.constexpr,  # query heads per key head
     KEY_DIM: tl.constexpr,
     KEY_PAD: tl.constexpr,
@@ -191,12 +189,12 @@ def attend(
 
 @triton.jit
 def reduce_splits(
-    output: Any,  # [num_tokens, num_heads, VALUE_DIM], contiguous
-    partial: Any,  # as in `attend`
-    partial_max: Any,
-    partial_sum: Any,
-    sinks: Any,
-    num_heads: Any,
+    output,  # [num_tokens, num_heads, VALUE_DIM], contiguous
+    partial,  # as in `attend`
+    partial_max,
+    partial_sum,
+    sinks,
+    num_heads,
     VALUE_DIM: tl.constexpr,
     VALUE_PAD: tl.constexpr,
     SPLITS: tl.constexpr,
