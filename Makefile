@@ -8,7 +8,7 @@ ARGS ?=
 # A server that may not write bytecode compiles every module at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install serve test test-slow check format bench clean
+.PHONY: help install serve test test-slow check format bench bench-peers clean
 
 help:
 	@echo "make install    make $(VENV) with pinned dependencies"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  full counts and long runs"
 	@echo "make check      ruff, mypy, import layers"
 	@echo "make bench      throughput at 1, 4, 16 and 32 streams against a server of its own"
+	@echo "make bench-peers  the same load on HelixFlow and on other servers, which it installs"
 
 install: $(STAMP)
 
@@ -47,6 +48,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.serve_levels $(ARGS)

@@ -70,12 +70,26 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
+class Speculation(msgspec.Struct, frozen=True, kw_only=True):
+    """Drafts by prompt lookup (see `scheduling/speculation.py`); the output is the same without them.
+
+    At most `max_draft_tokens` per sequence and step, and none while more than `max_drafting_seqs` run: each
+    draft costs a token's computation, which is nearly free only in small batches.
+    """
+
+    max_draft_tokens: int = 8
+    max_drafting_seqs: int = 4
+
+
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that an engine needs to be built in a worker.
 
-    `device` is "cpu" or "cuda:N"; `dtype` float32, bfloat16 or float16; `quantization` none, bnb-nf4 or
-    bnb-int8. `kv_cache_tokens` is the number of token positions to reserve KV memory for. `num_threads` 0
-    leaves the choice to the library. `scripted` models hold no weights (see `engine/scripted.py`).
+    `device` is "cpu" or "cuda:N"; `dtype` float32, bfloat16 or float16; `kernels` torch or native (our CPU
+    kernels, `execution/native/`). `quantization` is none, or with torch bnb-nf4 or bnb-int8, or with native
+    int8, int4 or gguf (the blocks of a converted GGUF file). `kv_cache_tokens` is the number of token
+    positions to reserve KV memory for. `num_threads` 0 leaves the choice to the library. `scripted` models
+    hold no weights (see `engine/scripted.py`).
+    `prefill_slowdown` 0 lets long prompts take whole steps (see `scheduling/pacing.py`).
     """
 
     model: str
@@ -91,6 +105,9 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scripted: bool = False
     trust_remote_code: bool = False
     enable_prefix_caching: bool = True
+    kernels: str = "torch"
+    prefill_slowdown: float = 0.0
+    speculation: Speculation | None = None
 
 
 class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +128,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
     prefix_cache_queries: int = 0  # prompt tokens looked up
     prefix_cache_hits: int = 0  # prompt tokens found
+    num_draft_tokens: int = 0  # tokens guessed and verified
+    num_accepted_tokens: int = 0  # guesses that were right
     step_num_tokens: int = 0  # tokens in the last step's batch
     step_num_seqs: int = 0  # sequences in the last step's batch
     step_seconds: float = 0.0

@@ -1,50 +1,53 @@
-"""How a result is shown and kept: a table for people, JSON for programs."""
+"""How results are shown and kept: tables for people, JSON for programs, files. It measures nothing."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from inference_server.bench.statistics import PERCENTILES
+from inference_server.bench.options import ReportOptions
+from inference_server.errors import ConfigError
 
-_TITLES = {
-    "ttft": "first token",
-    "tpot": "per output token",
-    "itl": "between texts",
-    "e2el": "whole answer",
-}
-_COUNTS = (
-    ("completed", "requests completed", ""),
-    ("failed", "requests failed", ""),
-    ("duration", "duration", "s"),
-    ("max_concurrent_requests", "most requests at once", ""),
-    ("total_input_tokens", "input tokens", ""),
-    ("total_output_tokens", "output tokens", ""),
-    ("request_throughput", "requests", "per s"),
-    ("request_goodput", "requests within the goals", "per s"),
-    ("output_throughput", "output tokens", "per s"),
-    ("total_token_throughput", "input and output tokens", "per s"),
-)
+_WIDTH = 120  # where no terminal says how wide it is
+
+Show = Callable[[Console, Mapping[str, object]], None]
+Draw = Callable[[], str]
 
 
-def print_result(console: Console, result: Mapping[str, object], metrics: Sequence[str]) -> None:
-    """Two tables, then what went wrong and what to know."""
-    console.print(_counts_table(result))
-    console.print(_latency_table(result, metrics))
-    errors = result.get("errors")
-    if isinstance(errors, Mapping):
-        for error, count in errors.items():
-            console.print(f"[red]{count} failed:[/red] {escape(str(error))}")
-    notes = result.get("notes")
-    if isinstance(notes, Sequence):
-        for note in notes:
-            console.print(f"note: {escape(str(note))}")
+def deliver(result: Mapping[str, object], report: ReportOptions, *, show: Show, draw: Draw) -> None:
+    """Print the result, then write the files that were asked for. `draw` makes the page of the plot.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    if report.as_json:
+        sys.stdout.write(to_json(result) + "\n")
+    else:
+        show(Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH), result)
+    if report.save_result is not None:
+        write_whole(report.save_result, to_json(result) + "\n", "--save-result")
+    if report.plot is not None:
+        write_whole(report.plot, draw(), "--plot")
+
+
+def check_files(report: ReportOptions) -> None:
+    """Refuse before anything is measured what could not be kept afterwards.
+
+    Raises:
+        ConfigError: a file that was asked for has no folder to lie in.
+    """
+    for flag, path in (("--save-result", report.save_result), ("--plot", report.plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"{flag}: cannot write {path}: there is no folder {path.parent}")
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{flag}: cannot write {path}: it is a folder")
 
 
 def to_json(result: Mapping[str, object]) -> str:
@@ -52,45 +55,41 @@ def to_json(result: Mapping[str, object]) -> str:
     return json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def save_result(path: Path, result: Mapping[str, object]) -> None:
-    """Write the result as JSON, whole or not at all.
+def write_whole(path: Path, text: str, flag: str) -> None:
+    """Write a file, whole or not at all.
 
     Raises:
-        OSError: it cannot be written there.
+        ConfigError: it cannot be written there; the message names `flag`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(to_json(result) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{flag}: cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _counts_table(result: Mapping[str, object]) -> Table:
-    table = Table(
-        title=escape(f"{result.get('model', '')} at {result.get('base_url', '')}"), show_header=False
-    )
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    for key, title, unit in _COUNTS:
-        if result.get(key) is not None:
-            table.add_row(title, _number(result[key]), unit)
-    return table
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, nothing elsewhere; yields the function that moves it by one."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda: bars.advance(task)
 
 
-def _latency_table(result: Mapping[str, object], metrics: Sequence[str]) -> Table:
-    columns = ("mean", "std", *(f"p{rank}" for rank in PERCENTILES))
-    table = Table("milliseconds")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name in metrics:
-        cells = [_number(result.get(f"{column}_{name}_ms")) for column in columns]
-        table.add_row(f"{_TITLES[name]} ({name})", *cells)
-    return table
-
-
-def _number(value: object) -> str:
+def number(value: object) -> str:
+    """A figure for a table with as many digits as matter; a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+    if not isinstance(value, float):
+        return f"{value:,}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
+
+
+def failures(results: Sequence[Mapping[str, object]]) -> int:
+    """The exit status: 1 if a request of any of the results failed."""
+    return 1 if any(result["failed"] for result in results) else 0

@@ -50,6 +50,7 @@ def summarise(outcome: LoadOutcome, *, metrics: Sequence[str], goals_ms: Mapping
         "failed": len(outcome.records) - len(completed),
         "total_input_tokens": num_input,
         "total_output_tokens": num_output,
+        "total_cached_tokens": sum(record.num_cached_tokens for record in completed),
         "request_throughput": _rate(len(completed), duration_s),
         "request_goodput": _rate(num_good, duration_s) if goals_ms else None,
         "output_throughput": _rate(num_output, duration_s),

@@ -13,6 +13,7 @@ _WORDS = (
 )
 _INSTRUCTION = "Write a long story using these words: "
 _NUM_OVERHEAD_TOKENS = 25  # the instruction and a usual chat template
+_NUM_LABEL_TOKENS = 10
 _TOKENS_PER_WORD = 1.25
 
 
@@ -40,6 +41,14 @@ def make_prompt(label: str, input_len: int, rng: random.Random) -> str:
     """One prompt of about `input_len` tokens. The label comes first, so that no two share a cached prefix."""
     num_words = max(1, round((input_len - _NUM_OVERHEAD_TOKENS) / _TOKENS_PER_WORD))
     return f"[{label}] {_INSTRUCTION}{' '.join(rng.choices(_WORDS.split(), k=num_words))}"
+
+
+def make_prefix(label: str, prefix_len: int, rng: random.Random) -> str:
+    """A system prompt of about `prefix_len` tokens; empty for 0. The label comes first here, too."""
+    num_words = round((prefix_len - _NUM_LABEL_TOKENS) / _TOKENS_PER_WORD)
+    if prefix_len == 0:
+        return ""
+    return f"[{label}] {' '.join(rng.choices(_WORDS.split(), k=max(1, num_words)))}"
 
 
 def make_arrivals(

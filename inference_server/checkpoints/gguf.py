@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,22 @@ class ArrayLength:
 
 
 @dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor: its type by ggml's number, its shape as torch would name it, where its data begins."""
+
+    kind: int
+    shape: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufHeader:
     """`spans` are the byte ranges of the metadata entries; the tensor table lies at `tensor_table`."""
 
     version: int
     metadata: dict[str, Scalar | ArrayLength]
     spans: dict[str, tuple[int, int]]
-    num_tensors: int
+    tensors: dict[str, GgufTensor]
     num_parameters: int
     tensor_table: tuple[int, int]
     alignment: int
@@ -87,21 +96,22 @@ class _Reader:
             raise ValueError("not GGUF")
         metadata, spans = self._metadata(num_entries)
         table_start = self._at
-        num_parameters, last_offset = self._tensor_table(num_tensors)
+        tensors = self._tensor_table(num_tensors)
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise ValueError("bad alignment")
         if not isinstance(metadata["general.architecture"], str):
             raise ValueError("no architecture")
         data_start = -(-self._at // alignment) * alignment
-        if num_tensors and data_start + last_offset >= len(self._data):
+        tensors = {name: replace(tensor, start=data_start + tensor.start) for name, tensor in tensors.items()}
+        if any(tensor.start >= len(self._data) for tensor in tensors.values()):
             raise ValueError("cut short")
         return GgufHeader(
             version=version,
             metadata=metadata,
             spans=spans,
-            num_tensors=num_tensors,
-            num_parameters=num_parameters,
+            tensors=tensors,
+            num_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
             tensor_table=(table_start, self._at),
             alignment=alignment,
             data_start=data_start,
@@ -137,18 +147,18 @@ class _Reader:
             self._skip(_SCALARS[kind].size * count)
         return ArrayLength(count)
 
-    def _tensor_table(self, num_tensors: int) -> tuple[int, int]:
-        """Number of parameters and the largest data offset."""
-        num_parameters = last_offset = 0
+    def _tensor_table(self, num_tensors: int) -> dict[str, GgufTensor]:
+        """The tensors, each with `start` counted from the beginning of the data section."""
+        tensors: dict[str, GgufTensor] = {}
         for _ in range(num_tensors):
-            self._string()
+            name = self._string()
             num_dims = self._take(_U32)[0]
             if num_dims > _MAX_DIMS:
                 raise ValueError("too many dimensions")
-            num_parameters += math.prod(self._take(_U64)[0] for _ in range(num_dims))
-            self._take(_U32)
-            last_offset = max(last_offset, self._take(_U64)[0])
-        return num_parameters, last_offset
+            sizes = [int(self._take(_U64)[0]) for _ in range(num_dims)]  # the fastest first
+            kind = self._take(_U32)[0]
+            tensors[name] = GgufTensor(kind, tuple(reversed(sizes)), self._take(_U64)[0])
+        return tensors
 
     def _string(self) -> str:
         length = self._take(_U64)[0]

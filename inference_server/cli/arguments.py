@@ -6,7 +6,7 @@ It knows argparse and the settings' names, not what a verb does with them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -35,7 +35,17 @@ class VerbParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self._terminal = terminal
+        self._branches: dict[str, VerbParser] = {}
         self.add_argument("-h", "--help", action="store_true", help="show this help")
+
+    def add_branches(self, dest: str, descriptions: Mapping[str, str]) -> Mapping[str, VerbParser]:
+        """Kinds of the verb with flags of their own: `helixflow VERB KIND …`. `dest` names the kind."""
+        self.add_argument(dest, choices=tuple(descriptions), help=f"`{self.prog} KIND --help` explains one")
+        for name, description in descriptions.items():
+            branch = VerbParser(f"{self.prog} {name}", description, self._terminal)
+            branch.set_defaults(**{dest: name})
+            self._branches[name] = branch
+        return self._branches
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace | None:
         """The parsed flags; None if help was asked for and shown.
@@ -43,6 +53,8 @@ class VerbParser(argparse.ArgumentParser):
         Raises:
             UsageError: a flag is unknown, incomplete or missing.
         """
+        if arguments and arguments[0] in self._branches:
+            return self._branches[arguments[0]].parse(arguments[1:])
         self.usage = " ".join([self.prog, *self._positionals_shown(), "[flags]"])
         if _asks_for_help(arguments):
             self._terminal.print(self.format_help().rstrip())

@@ -1,149 +1,175 @@
-"""`helixflow bench serve`: the flags of the load client, which itself lives in `inference_server.bench`."""
+"""`helixflow bench SCENARIO`: flags to options; the load client itself lives in `inference_server.bench`."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
-from typing import Any
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from inference_server.cli.arguments import DEFAULT_BASE_URL, VerbParser, add_client_flags
+from inference_server.cli import bench_flags
+from inference_server.cli.arguments import DEFAULT_BASE_URL, VerbParser
 from inference_server.cli.client import normalised
+from inference_server.cli.failures import UsageError
 from inference_server.cli.terminal import Terminal
-from inference_server.config import kinds
-from inference_server.config.kinds import Kind
+
+if TYPE_CHECKING:
+    from inference_server.bench.options import LoadOptions, ReportOptions, TargetOptions
 
 DESCRIPTION = """\
-Measure a running OpenAI-compatible server, ours or another's: `helixflow bench serve`.
+Measure an OpenAI-compatible server, ours or another's.
+
+  serve       one load against a running server: closed loop, or open loop at a rate
+  latency     one request after the other
+  throughput  a closed loop at several numbers of streams
+  startup     how long `helixflow serve` takes to its first answer, cold and warm"""
+
+_SERVE = """\
+Send one load to an OpenAI-compatible server, ours or another's.
 
 Closed loop: --max-concurrency requests at once, the next starts when one ends. Open loop: requests arrive
 at --request-rate, whatever the server does. With neither, all are sent at once."""
+_LATENCY = "Measure one request after the other: what a user gets from a server that has nothing else to do."
+_THROUGHPUT = """\
+Measure a closed loop at several numbers of streams, each as many requests at once as its number says.
+Answers are --output-len long whatever the model says, unless --no-ignore-eos is given."""
+_STARTUP = """\
+Start `helixflow serve` and measure the time from the start of its process to /health/live, to readiness
+(preloaded models are in memory) and to the first answered chat.
 
-EPILOG = """\
-examples:
+A cold start finds an empty cache folder, in which only downloads are kept: models are converted and kernels
+compiled anew. A warm start finds what earlier starts left in --cache-dir."""
+
+_EXAMPLES: Mapping[str, str] = MappingProxyType(
+    {
+        "serve": """\
   helixflow bench serve --max-concurrency 16 --num-prompts 64
-  helixflow bench serve --request-rate 4 --goodput ttft:500 tpot:50 --save-result result.json"""
-
-METRICS = ("ttft", "tpot", "itl", "e2el")
-MAX_COUNT = 10_000_000
+  helixflow bench serve --request-rate 4 --goodput ttft:500 tpot:50 --save-result result.json""",
+        "latency": """\
+  helixflow bench latency
+  helixflow bench latency --start --config models.yaml --plot latency.html""",
+        "throughput": """\
+  helixflow bench throughput --levels 1 4 16 32
+  helixflow bench throughput --base-url http://127.0.0.1:8080 --save-result result.json""",
+        "startup": """\
+  helixflow bench startup
+  helixflow bench startup --config models.yaml --model smollm2-135m-instruct --num-iters-warm 5""",
+    }
+)
 
 
 def add_arguments(parser: VerbParser) -> None:
-    """What to send, how fast, and what to report; vLLM's names."""
-    parser.epilog = EPILOG
-    parser.add_argument("scenario", choices=("serve",), help="serve: requests over HTTP")
-    add_client_flags(parser, default=DEFAULT_BASE_URL)
-    parser.add_argument("--model", metavar="NAME", help="model to ask for; default: the server's first")
-    _add_load(parser)
-    _add_report(parser)
-
-
-def _add_load(parser: VerbParser) -> None:
-    group = parser.add_argument_group("Load")
-    count = _typed(kinds.integer(1, MAX_COUNT))
-    positive = _typed(kinds.number(0, 1e9, above=True))
-    group.add_argument(
-        "--num-prompts", type=count, default=64, metavar="N", help="requests to send; default: 64"
-    )
-    group.add_argument(
-        "--max-concurrency", type=count, metavar="N", help="requests at once; default: no limit"
-    )
-    group.add_argument(
-        "--request-rate",
-        type=_rate,
-        default=float("inf"),
-        metavar="R",
-        help="requests per second; default: inf",
-    )
-    group.add_argument(
-        "--burstiness",
-        type=positive,
-        default=1.0,
-        metavar="X",
-        help="1: Poisson arrivals; below 1: in bursts",
-    )
-    group.add_argument(
-        "--random-input-len",
-        type=count,
-        default=150,
-        metavar="N",
-        help="about how many prompt tokens; default: 150",
-    )
-    group.add_argument("--output-len", type=count, default=64, metavar="N", help="answer tokens; default: 64")
-    group.add_argument("--ignore-eos", action="store_true", help="answers go on to --output-len")
-    group.add_argument(
-        "--seed", type=_typed(kinds.integer(0, 2**31)), default=0, metavar="N", help="of the prompts"
-    )
-
-
-def _add_report(parser: VerbParser) -> None:
-    group = parser.add_argument_group("Report")
-    group.add_argument(
-        "--goodput",
-        type=_goal,
-        nargs="+",
-        default=[],
-        metavar="METRIC:MS",
-        help="count requests within these limits",
-    )
-    group.add_argument(
-        "--percentile-metrics",
-        type=_metrics,
-        default="ttft,tpot,itl,e2el",
-        metavar="LIST",
-        help="metrics to report, of: " + ",".join(METRICS),
-    )
-    group.add_argument("--save-result", metavar="FILE", help="also write the result as JSON to this file")
-    group.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    """A parser for each scenario; flags have vLLM's names where it has them."""
+    descriptions = {"serve": _SERVE, "latency": _LATENCY, "throughput": _THROUGHPUT, "startup": _STARTUP}
+    branches = parser.add_branches("scenario", descriptions)
+    for name, branch in branches.items():
+        branch.epilog = f"examples:\n{_EXAMPLES[name]}"
+        if name == "startup":
+            bench_flags.add_startup(branch)
+        else:
+            bench_flags.add_target(branch)
+            bench_flags.add_load(branch, name)
+        bench_flags.add_report(branch, with_metrics=name != "startup")
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
-    """Hands the checked flags to the load client; its exit status is 1 if a request failed."""
-    address = args.base_url or terminal.env.get("HELIXFLOW_BASE_URL") or DEFAULT_BASE_URL
-    args.base_url = normalised(address)
-    args.api_key = args.api_key or terminal.env.get("HELIXFLOW_API_KEY") or None
-    if args.model is None:
-        args.model = _first_model(args)
+    """Hands checked options to the load client; the exit status is 1 if a request failed."""
+    runs: Mapping[str, Callable[[Namespace, Terminal], int]] = {
+        "serve": _run_load,
+        "latency": _run_load,
+        "throughput": _run_throughput,
+        "startup": _run_startup,
+    }
+    return runs[args.scenario](args, terminal)
+
+
+def _run_load(args: Namespace, terminal: Terminal) -> int:
     from inference_server.bench import run_serve
 
-    return run_serve(args)
+    return run_serve(_target(args, terminal), _load(args), _report(args))
 
 
-def _first_model(args: Namespace) -> str:
-    from inference_server.cli.client import ServerClient
+def _run_throughput(args: Namespace, terminal: Terminal) -> int:
+    from inference_server.bench import run_throughput
 
-    with ServerClient(args.base_url, args.api_key) as client:
-        return client.first_model()
-
-
-def _typed(kind: Kind) -> Callable[[str], Any]:
-    """An argparse type from a kind, so that both speak alike."""
-
-    def parse(text: str) -> Any:
-        try:
-            return kind.parse(text)
-        except ValueError as error:
-            raise ArgumentTypeError(str(error)) from None
-
-    return parse
+    return run_throughput(
+        _target(args, terminal),
+        _load(args),
+        _report(args),
+        levels=args.levels,
+        requests_per_stream=args.requests_per_stream,
+    )
 
 
-def _rate(text: str) -> float:
-    rate: float = float("inf") if text == "inf" else _typed(kinds.number(0, 1e9, above=True))(text)
-    return rate
+def _run_startup(args: Namespace, terminal: Terminal) -> int:
+    from inference_server.bench import run_startup
+    from inference_server.bench.options import StartupOptions
+    from inference_server.config.settings import default_cache_dir
+
+    if args.num_iters_cold + args.num_iters_warm == 0:
+        raise UsageError("nothing to do: both --num-iters-cold and --num-iters-warm are 0", "helixflow bench")
+    options = StartupOptions(
+        model=args.model,
+        api_key=terminal.env.get("HELIXFLOW_API_KEY") or None,
+        server_flags=_server_flags(args),
+        cache_dir=Path(args.cache_dir or terminal.env.get("HELIXFLOW_CACHE") or default_cache_dir()),
+        num_cold=args.num_iters_cold,
+        num_warm=args.num_iters_warm,
+    )
+    return run_startup(options, _report(args))
 
 
-def _goal(text: str) -> str:
-    metric, _, limit = text.partition(":")
-    if metric not in METRICS or not limit:
-        raise ArgumentTypeError(
-            f"expected METRIC:MS such as ttft:500 (of {', '.join(METRICS)}), got {text!r}"
-        )
-    _typed(kinds.number(0, 1e9, above=True))(limit)
-    return text
+def _target(args: Namespace, terminal: Terminal) -> TargetOptions:
+    from inference_server.bench.options import TargetOptions
+
+    if args.start and args.base_url:
+        raise UsageError("--start measures a server of its own; leave out --base-url", f"{_prog(args)}")
+    if args.config and not args.start:
+        raise UsageError("--config is for the server that --start starts", f"{_prog(args)}")
+    address = args.base_url or terminal.env.get("HELIXFLOW_BASE_URL") or DEFAULT_BASE_URL
+    return TargetOptions(
+        base_url=None if args.start else normalised(address),
+        model=args.model,
+        api_key=args.api_key or terminal.env.get("HELIXFLOW_API_KEY") or None,
+        server_flags=_server_flags(args),
+    )
 
 
-def _metrics(text: str) -> str:
-    for metric in text.split(","):
-        if metric not in METRICS:
-            raise ArgumentTypeError(f"unknown metric {metric!r}{kinds.did_you_mean(metric, METRICS)}")
-    return text
+def _load(args: Namespace) -> LoadOptions:
+    """The load; a scenario that lacks a flag leaves its default."""
+    from inference_server.bench.options import LoadOptions
+
+    return LoadOptions(
+        num_prompts=getattr(args, "num_prompts", 1),
+        max_concurrency=1 if args.scenario == "latency" else getattr(args, "max_concurrency", None),
+        request_rate=getattr(args, "request_rate", float("inf")),
+        burstiness=getattr(args, "burstiness", 1.0),
+        prefix_len=args.random_prefix_len,
+        input_len=args.random_input_len,
+        output_len=args.output_len,
+        ignore_eos=args.ignore_eos,
+        seed=args.seed,
+    )
+
+
+def _report(args: Namespace) -> ReportOptions:
+    from inference_server.bench.options import METRICS, ReportOptions
+
+    goals = (goal.partition(":") for goal in getattr(args, "goodput", ()))
+    named = getattr(args, "percentile_metrics", None)
+    return ReportOptions(
+        metrics=tuple(dict.fromkeys(named.split(","))) if named else METRICS,
+        goals_ms={metric: float(limit) for metric, _, limit in goals},
+        as_json=args.json,
+        save_result=Path(args.save_result) if args.save_result else None,
+        plot=Path(args.plot) if args.plot else None,
+    )
+
+
+def _server_flags(args: Namespace) -> tuple[str, ...]:
+    return ("--config", args.config) if args.config else ()
+
+
+def _prog(args: Namespace) -> str:
+    return f"helixflow bench {args.scenario}"

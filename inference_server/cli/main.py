@@ -32,7 +32,7 @@ VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "fetch a model into the cache, so that its first load is quick",
         ),
         "check-config": ("inference_server.cli.check_config", "check models.yaml, environment and flags"),
-        "bench": ("inference_server.cli.bench", "measure a running server"),
+        "bench": ("inference_server.cli.bench", "measure a server: load, latency, throughput, start"),
         "version": ("inference_server.cli.version", "show the versions of HelixFlow and what it runs on"),
     }
 )

@@ -28,7 +28,7 @@ from inference_server.config.spec import MemorySpec, ModelSpec
 from inference_server.errors import ConfigError, UnknownModel
 
 DEFAULT_FILE = "models.yaml"
-PER_MODEL_SETTINGS = ("max_model_len", "dtype", "quantization", "device", "trust_remote_code")
+PER_MODEL_SETTINGS = ("max_model_len", "dtype", "quantization", "kernels", "device", "trust_remote_code")
 Origins = Mapping[str, str]
 
 

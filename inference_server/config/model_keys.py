@@ -15,11 +15,16 @@ NAME_EXPECTED = "a name of letters, digits and ._:/@+- (128 at most)"
 MAX_TOKENS = 2**31 - 1
 
 QUANTIZATION = kinds.choice(
+    "auto",
     "none",
+    "int8",
+    "int4",
+    "gguf",
     "bnb-nf4",
     "bnb-int8",
-    later=("int8", "int4", "auto", "awq", "gptq", "fp8", "compressed-tensors", "gguf"),
+    later=("awq", "gptq", "fp8", "compressed-tensors"),
 )
+KERNELS = kinds.choice("auto", "native", "torch")
 DEVICE = kinds.text("DEVICE", r"auto|cpu|cuda|cuda:[0-9]{1,2}", "auto, cpu, cuda or cuda:N")
 DTYPE = kinds.choice("auto", "float32", "bfloat16", "float16")
 MODEL_LEN = kinds.integer(1, MAX_TOKENS)
@@ -79,7 +84,12 @@ SAMPLING_KEYS = table(
     Key("max_tokens", kinds.integer(1, MAX_TOKENS), "answer length where the request sets none"),
 )
 SHARED_KEYS = table(
-    Key("quantization", QUANTIZATION, "how weights are stored on the device"),
+    Key(
+        "quantization",
+        QUANTIZATION,
+        "how weights are stored; auto: in a GGUF file's own blocks where the native kernels run, else none",
+    ),
+    Key("kernels", KERNELS, "what computes on a CPU; auto: our native kernels where they can, else torch"),
     Key("device", DEVICE, "auto: the GPU if the model fits there, else the CPU"),
     Key(
         "dtype", DTYPE, "number format of weights and computation; auto: as the checkpoint and device suggest"
@@ -87,6 +97,13 @@ SHARED_KEYS = table(
     Key("max_model_len", MODEL_LEN, "longest prompt plus answer, in tokens; default: what the model allows"),
     Key("kv_cache", _KV_CACHE, "KV memory to reserve; default: 8 x max_model_len tokens"),
     Key("keep_alive", _KEEP_ALIVE, "idle time after which the model may be unloaded; -1: never"),
+    Key(
+        "speculation",
+        kinds.choice("none", "prompt-lookup"),
+        "guess tokens from what was said before, and verify several in one step; the output is the same",
+    ),
+    Key("max_draft_tokens", kinds.integer(1, 64), "tokens guessed at once per sequence"),
+    Key("max_drafting_seqs", kinds.integer(1, 65536), "no guesses while more sequences run"),
 )
 MODEL_KEYS = table(
     Key(

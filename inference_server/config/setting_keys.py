@@ -15,6 +15,7 @@ from inference_server.config.keys import Key
 from inference_server.config.model_keys import (
     DEVICE,
     DTYPE,
+    KERNELS,
     MODEL_LEN,
     NAME_EXPECTED,
     NAME_PATTERN,
@@ -78,6 +79,7 @@ _MODEL = (
     Key("max_model_len", MODEL_LEN, "longest prompt plus answer, in tokens"),
     Key("dtype", DTYPE, "number format of weights and computation"),
     Key("quantization", QUANTIZATION, "how weights are stored on the device"),
+    Key("kernels", KERNELS, "what computes on a CPU: auto, native or torch"),
     Key("device", DEVICE, "auto, cpu, cuda or cuda:N"),
 )
 _ONE_MODEL = (
@@ -94,6 +96,11 @@ _BATCHING = (
     Key("max_num_queued_reqs", kinds.integer(0, 1048576), "waiting requests per model; more get a 429"),
     Key("max_queued_total", kinds.integer(0, 1048576), "waiting requests in all; more get a 429"),
     Key("enable_prefix_caching", _BOOL, "reuse the KV cache of prompts that begin alike"),
+    Key(
+        "prefill_slowdown",
+        kinds.number(0, 1000),
+        "a long prompt may make a step this many times as long for running streams; 0: without limit",
+    ),
     Key("num_threads", kinds.integer(0, 4096), "CPU threads of each model worker; 0: the library's choice"),
 )
 _MEMORY = (

@@ -54,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    kernels: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
     max_num_seqs: int = 64
@@ -61,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_queued_reqs: int = 128
     max_queued_total: int = 512
     enable_prefix_caching: bool = True
+    prefill_slowdown: float = 2.5
     gpu_memory_utilization: float | None = None
     host_memory: int | None = None
     cache_dir: str = msgspec.field(default_factory=default_cache_dir)

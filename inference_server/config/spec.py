@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from inference_server.types import Speculation
+
 
 class MemorySpec(msgspec.Struct, frozen=True, kw_only=True):
     """The one budget. Per kind at most one of fraction (0..1 of the device) and bytes is set.
@@ -44,14 +46,17 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the catalog.
 
     `sha256` is that of the one downloaded artifact (for a wheel: of the member file).
-    `keep_alive_s` is the idle time after which the model may be unloaded; None is for ever.
+    Where `quantization`, `kernels`, `device` or `dtype` is "auto", the plan decides.
+    `keep_alive_s` is the idle time after which the model may be unloaded; None is for ever. The two limits
+    of drafts have no effect while `speculation` is "none".
     """
 
     name: str
     source: str
     revision: str | None = None
     sha256: str | None = None
-    quantization: str = "none"
+    quantization: str = "auto"
+    kernels: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
     aliases: tuple[str, ...] = ()
@@ -62,5 +67,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache: KvCacheSpec = KvCacheSpec()
     defaults: SamplingDefaults = SamplingDefaults()
     keep_alive_s: float | None = None
+    speculation: str = "none"
+    max_draft_tokens: int = Speculation().max_draft_tokens
+    max_drafting_seqs: int = Speculation().max_drafting_seqs
     trust_remote_code: bool = False
     allow_pickle: bool = False

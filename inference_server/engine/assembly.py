@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from inference_server.engine.native import build_native_engine, resident_bytes
 from inference_server.engine.runners import build_runner
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
-from inference_server.engine.synchronous import Synchronous
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.admission import probe
@@ -33,6 +32,8 @@ def build_text_engine(spec: EngineSpec, on_progress: ProgressCallback) -> tuple[
         ModelLoadFailed: the model cannot be loaded or served.
         InsufficientMemory: the device ran out of memory.
     """
+    if spec.kernels == "native":
+        return build_native_engine(spec, on_progress)
     if spec.num_threads:
         torch.set_num_threads(spec.num_threads)
     register()
@@ -92,10 +93,4 @@ def assemble(
         BLOCK_SIZE,
         torch.get_num_threads(),
     )
-    return TextEngine(scheduler, Synchronous(runner), facts.vocab_size), facts
-
-
-def resident_bytes() -> int:
-    """This process's resident set."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return TextEngine(scheduler, runner, facts.vocab_size), facts

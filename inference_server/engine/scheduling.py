@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from inference_server.scheduling.scheduler import Scheduler, SchedulerConfig
+from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.scheduling.scheduler import Scheduler
 from inference_server.types import EngineSpec
 
 BLOCK_SIZE = 16  # tokens per KV block
@@ -26,5 +27,7 @@ def build_scheduler(spec: EngineSpec, eos_token_ids: Iterable[int]) -> Scheduler
             num_blocks=num_blocks(spec),
             enable_prefix_caching=spec.enable_prefix_caching,
             eos_token_ids=frozenset(eos_token_ids),
+            prefill_slowdown=spec.prefill_slowdown,
+            speculation=spec.speculation,
         )
     )

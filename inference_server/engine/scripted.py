@@ -20,18 +20,21 @@ from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory, ModelLoadFailed
 from inference_server.scheduling.batch import Batch, ScheduledSequence
+from inference_server.scheduling.scheduler import MAX_IN_FLIGHT
 from inference_server.types import EngineSpec, MemoryReport
 
 
 class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a scripted model behaves. Steps count from 1 since the worker started.
 
-    `output_tokens` is the length of a reply that nothing else ends. `load_error` is "oom" or "failed".
+    `output_tokens` is the length of a reply that nothing else ends. `load_error` is "oom" or "failed". With
+    `max_in_flight` 2 a step is launched while the one before it runs, as on a GPU.
     """
 
     reply: str = "This is a scripted reply. "
     output_tokens: int = 16
     step_ms: float = 0.0
+    max_in_flight: int = 1
     load_ms: float = 0.0
     load_error: str | None = None
     fail_step: int | None = None
@@ -47,31 +50,64 @@ class ScriptedRunner:
         self._reply = tuple(options.reply.encode())
         self._eos_token_id = eos_token_id
         self._num_steps = 0
+        self._busy_until_s = 0.0  # the device computes one step after the other
 
-    def execute(self, batch: Batch) -> Seq[int]:
-        """See `StepRunner.execute`."""
+    @property
+    def max_in_flight(self) -> int:
+        """See `StepRunner.max_in_flight`."""
+        return self._options.max_in_flight
+
+    def launch(self, batch: Batch) -> ScriptedStep:
+        """See `StepRunner.launch`."""
         self._num_steps += 1
-        if self._num_steps == self._options.crash_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._num_steps == self._options.hang_step:
-            time.sleep(3600)
-        if self._num_steps == self._options.fail_step:
-            raise RuntimeError("this step was scripted to fail")
-        if self._options.step_ms:
-            time.sleep(self._options.step_ms / 1000)
-        return [self._next(scheduled) for scheduled in batch.sampling]
+        step_s = self._options.step_ms / 1000
+        self._busy_until_s = max(self._busy_until_s, time.monotonic()) + step_s
+        results = [self._recite(scheduled) for scheduled in batch.sampling]
+        return ScriptedStep(self._options, self._num_steps, results, self._busy_until_s if step_s else 0.0)
 
     def is_fatal(self, error: Exception) -> bool:
         """A scripted failure never spoils the device."""
         return False
 
-    def _next(self, scheduled: ScheduledSequence) -> int:
-        sequence = scheduled.sequence
-        position = sequence.num_output_tokens
-        ended = position >= max(self._options.output_tokens, sequence.sampling.min_tokens)
-        if ended and not sequence.sampling.ignore_eos:
+    def _recite(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
+        """The next token, and one more for each draft that recites correctly."""
+        position = scheduled.sample_position - scheduled.sequence.num_prompt_tokens
+        tokens = [self._token(scheduled, position)]
+        for draft in scheduled.draft_token_ids:
+            if draft != tokens[-1]:
+                break
+            position += 1
+            tokens.append(self._token(scheduled, position))
+        return tuple(tokens)
+
+    def _token(self, scheduled: ScheduledSequence, position: int) -> int:
+        sampling = scheduled.sequence.sampling
+        ended = position >= max(self._options.output_tokens, sampling.min_tokens)
+        if ended and not sampling.ignore_eos:
             return self._eos_token_id
         return self._reply[position % len(self._reply)]
+
+
+class ScriptedStep:
+    """A `PendingStep` that ends at a given time, or as badly as its number says."""
+
+    def __init__(self, options: ScriptedOptions, number: int, results: Seq[Seq[int]], ends_s: float) -> None:
+        self._options = options
+        self._number = number
+        self._results = results
+        self._ends_s = ends_s
+
+    def tokens(self) -> Seq[Seq[int]]:
+        """See `PendingStep.tokens`."""
+        if self._number == self._options.crash_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._number == self._options.hang_step:
+            time.sleep(3600)
+        if self._number == self._options.fail_step:
+            raise RuntimeError("this step was scripted to fail")
+        if self._ends_s:
+            time.sleep(max(0.0, self._ends_s - time.monotonic()))
+        return self._results
 
 
 def build_scripted_engine(
@@ -87,6 +123,8 @@ def build_scripted_engine(
         options = msgspec.convert(config.get("scripted", {}), ScriptedOptions, strict=False)
     except msgspec.ValidationError as error:
         raise ModelLoadFailed(f"the scripted model's options are wrong: {error}") from error
+    if options.max_in_flight not in (1, MAX_IN_FLIGHT):
+        raise ModelLoadFailed(f"max_in_flight is 1 or {MAX_IN_FLIGHT}")
     _pretend_to_load(options, on_progress)
     eos_token_id = int(config["eos_token_id"])
     scheduler = build_scheduler(spec, {eos_token_id})

@@ -1,37 +1,26 @@
 """The engine of one text model: requests in, one step at a time, deltas out.
 
-Owner: the worker's main thread. Knows the order schedule → run → commit and what to do when a step fails;
-it knows neither tensors (the runner does) nor processes (the worker does).
+Owner: the worker's main thread. Knows the order schedule → launch → commit, how many steps may be in flight
+and what to do when one fails; it knows neither tensors (the runner does) nor processes (the worker does).
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol
 
+from inference_server.engine.contract import StepRunner
 from inference_server.errors import InvalidRequest
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
+from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
 from inference_server.types import EngineStats, GenerationRequest, MemoryReport, TokenDelta
 
 logger = logging.getLogger(__name__)
-
-
-class StepRunner(Protocol):
-    """Computes one step."""
-
-    def execute(self, batch: Batch) -> Seq[int]:
-        """The next token of each sequence in `batch.sampling`, in that order.
-
-        `INVALID_TOKEN` marks a sequence whose logits are not finite. Raises whatever the forward pass
-        raises; the engine fails the requests of the batch and goes on.
-        """
-
-    def is_fatal(self, error: Exception) -> bool:
-        """Whether the device is unusable after `error`, so that the process must end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +52,38 @@ class StepOutcome:
     fatal: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step in flight."""
+
+    batch: Batch
+    pending: PendingStep
+    launched_s: float
+
+
 class TextEngine:
     """Continuous batching over one scheduler and one runner."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, vocab_size: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        vocab_size: int,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock` gives seconds that only go up."""
+        self._clock = clock
         self._scheduler = scheduler
         self._runner = runner
         self._vocab_size = vocab_size
+        self._in_flight: deque[_Launched] = deque()  # oldest first
+        self._collected_s = 0.0  # when the last step's results came
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return self._scheduler.has_unfinished
+        return bool(self._in_flight) or self._scheduler.has_unfinished
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request.
@@ -89,21 +98,25 @@ class TextEngine:
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> bool:
-        """Forget a request and free its blocks; False if it is unknown or finished."""
+        """Forget a request; False if it is unknown or finished. See `Scheduler.abort`."""
         return self._scheduler.abort(request_id)
 
     def step(self) -> StepOutcome:
-        """One forward pass over everything that is scheduled."""
-        started_s = time.perf_counter()
-        batch = self._scheduler.schedule()
+        """Launch as much as may be in flight, then take the results of the oldest step."""
+        while len(self._in_flight) < self._runner.max_in_flight and self._launch():
+            pass
+        if not self._in_flight:
+            return StepOutcome(deltas=(), failures=(), stats=self.step_stats())
+        step = self._in_flight.popleft()
         try:
-            sampled = self._runner.execute(batch)
+            sampled = step.pending.tokens()
         except Exception as error:
-            return self._fail_batch(batch, error)
-        failures = self._drop_invalid(batch, sampled)
-        deltas = self._scheduler.commit(batch, sampled)
-        stats = self._stats(batch, time.perf_counter() - started_s)
-        return StepOutcome(deltas=tuple(deltas), failures=failures, stats=stats)
+            return self._fail(step.batch, error)
+        seconds = self._duration(step)
+        failures = self._drop_invalid(step.batch, sampled)
+        deltas = self._scheduler.commit(step.batch, sampled)
+        self._scheduler.observe(step.batch, seconds)
+        return StepOutcome(tuple(deltas), failures, self._stats(step.batch, seconds))
 
     def step_stats(self) -> EngineStats:
         """The counters as they stand, with no step measured."""
@@ -113,27 +126,49 @@ class TextEngine:
         """For tests: see `Scheduler.check_integrity`."""
         self._scheduler.check_integrity()
 
-    def _drop_invalid(self, batch: Batch, sampled: Seq[int]) -> tuple[RequestFailure, ...]:
+    def _launch(self) -> bool:
+        """Schedule and launch one step; False if there is none, or no use in one more."""
+        if self._in_flight and isinstance(self._in_flight[-1].pending, FailedStep):
+            return False  # what would be scheduled now is about to fail
+        batch = self._scheduler.schedule()
+        if not batch.scheduled:
+            return False
+        now_s = self._clock()
+        pending: PendingStep
+        try:
+            pending = self._runner.launch(batch)
+        except Exception as error:
+            pending = FailedStep(error)
+        self._in_flight.append(_Launched(batch, pending, now_s))
+        return True
+
+    def _duration(self, step: _Launched) -> float:
+        """Seconds that the step took, without the wait for the one before it."""
+        now_s = self._clock()
+        started_s = max(step.launched_s, self._collected_s)
+        self._collected_s = now_s
+        return now_s - started_s
+
+    def _drop_invalid(self, batch: Batch, sampled: Seq[Seq[int]]) -> tuple[RequestFailure, ...]:
         failures = []
-        for scheduled, token in zip(batch.sampling, sampled, strict=True):
-            if token == INVALID_TOKEN:
+        for scheduled, tokens in zip(batch.sampling, sampled, strict=True):
+            if INVALID_TOKEN in tokens and scheduled.sequence.finish_reason is None:
                 request_id = scheduled.sequence.request_id
                 self._scheduler.abort(request_id)
                 text = "the model produced logits that are not finite numbers for this request"
                 failures.append(RequestFailure(request_id, "internal_error", text))
         return tuple(failures)
 
-    def _fail_batch(self, batch: Batch, error: Exception) -> StepOutcome:
+    def _fail(self, batch: Batch, error: Exception) -> StepOutcome:
         """Every request of the batch fails; nothing else is touched."""
         logger.error("a step of %d sequences failed", batch.num_seqs, exc_info=error)
         message = (
             f"the model's forward pass failed ({type(error).__name__}); the server's log has the details"
         )
-        failures = []
-        for scheduled in batch.scheduled:
-            request_id = scheduled.sequence.request_id
-            self._scheduler.abort(request_id)
-            failures.append(RequestFailure(request_id, "internal_error", message))
+        failures = [
+            RequestFailure(request_id, "internal_error", message)
+            for request_id in self._scheduler.fail(batch)
+        ]
         fatal = f"the device failed: {type(error).__name__}" if self._runner.is_fatal(error) else None
         return StepOutcome(deltas=(), failures=tuple(failures), stats=self._stats(batch, 0.0), fatal=fatal)
 
@@ -146,6 +181,8 @@ class TextEngine:
             num_preemptions=now.num_preemptions,
             prefix_cache_queries=now.prefix_cache_queries,
             prefix_cache_hits=now.prefix_cache_hits,
+            num_draft_tokens=now.num_draft_tokens,
+            num_accepted_tokens=now.num_accepted_tokens,
             step_num_tokens=batch.num_tokens,
             step_num_seqs=batch.num_seqs,
             step_seconds=step_seconds,

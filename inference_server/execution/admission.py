@@ -117,11 +117,11 @@ def _layer_facts(calls: list[tuple[int, nn.Module, AttentionCall]], config: Any)
     facts = []
     for index, module, call in sorted(calls, key=lambda entry: entry[0]):
         shape = LayerShape(call.key.shape[1], call.key.shape[2], call.value.shape[2])
-        facts.append(LayerFacts((module,), shape, _window(index, call.window, config)))
+        facts.append(LayerFacts((module,), shape, layer_window(index, call.window, config)))
     return facts
 
 
-def _window(index: int, passed: int | None, config: Any) -> int | None:
+def layer_window(index: int, passed: int | None, config: Any) -> int | None:
     """The layer's sliding window from its configuration, which the passed one must not contradict."""
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:

@@ -1,25 +1,13 @@
-"""What a launched step gives back: its tokens at once, or when the device has them."""
+"""A launched step whose tokens come when the device has them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import torch
 
 from inference_server.execution.rows import accepted_tokens
 from inference_server.scheduling.batch import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedStep:
-    """A step that is over. `results`: new tokens of each entry of `batch.sampling`, in order."""
-
-    results: Seq[Seq[int]]
-
-    def tokens(self) -> Seq[Seq[int]]:
-        """See `PendingStep.tokens`."""
-        return self.results
 
 
 class DeviceStep:

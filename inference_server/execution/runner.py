@@ -15,10 +15,10 @@ from inference_server.execution.attention.binding import LayerBinding, StepSlot,
 from inference_server.execution.attention.contract import AttentionBackend, StepT
 from inference_server.execution.inputs import InputBuilder, StepInput
 from inference_server.execution.kv_cache import KVCache
-from inference_server.execution.pending import FinishedStep
 from inference_server.execution.rows import accepted_tokens, sample_rows
 from inference_server.execution.sampler import Sampler
 from inference_server.scheduling.batch import Batch
+from inference_server.scheduling.pending import FinishedStep
 
 logger = logging.getLogger(__name__)
 

@@ -57,16 +57,26 @@ class Answer:
 
     def _advance(self, delta: TokenDelta) -> tuple[str, FinishReason | None]:
         self.num_cached_tokens += delta.num_cached_tokens
-        self.num_output_tokens += len(delta.token_ids)
-        self._recorder.tokens(len(delta.token_ids))
         if delta.finish_reason is FinishReason.ABORT:
             raise InternalError("the model gave up the request")
         ended = delta.finish_reason is FinishReason.STOP  # its last token says that it ended; it is no text
-        text = self._stops.feed(self._detokenizer.feed(delta.token_ids[:-1] if ended else delta.token_ids))
+        text, num_tokens = self._say(delta.token_ids[:-1] if ended else delta.token_ids)
+        num_tokens += ended and not self._stops.stopped
+        self.num_output_tokens += num_tokens
+        self._recorder.tokens(num_tokens)
         if delta.finish_reason is not None and not self._stops.stopped:
             text += self._stops.feed(self._detokenizer.flush())
             text += "" if self._stops.stopped else self._stops.flush()
         return text, FinishReason.STOP if self._stops.stopped else delta.finish_reason
+
+    def _say(self, token_ids: Sequence[int]) -> tuple[str, int]:
+        """The text of these tokens, and how many they are, up to the one that completes a stop string."""
+        text = ""
+        for num_tokens, token_id in enumerate(token_ids, 1):
+            text += self._stops.feed(self._detokenizer.feed((token_id,)))
+            if self._stops.stopped:
+                return text, num_tokens
+        return text, len(token_ids)
 
 
 async def merged(answers: Sequence[Answer]) -> AsyncGenerator[TextDelta, None]:

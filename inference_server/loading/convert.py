@@ -1,7 +1,7 @@
 """Turns what cannot be served directly into a folder of safetensors: GGUF files, pickled weights.
 
 Each function fills one folder or raises; caching is `preparation.py`'s matter. Runs in a preparation job,
-never in the server: torch and transformers are imported inside the functions.
+never in the server: torch, transformers and numpy are imported inside the functions.
 
 Transformers' GGUF reader walks vocabulary and merges element by element, twice for the weights and once more
 for AutoTokenizer: half of the 27 s that a 135M model takes on two cores. So the weights are read from a copy
@@ -23,8 +23,8 @@ from inference_server.checkpoints.gguf import ArrayLength, GgufHeader, read_gguf
 from inference_server.errors import FetchFailed, HelixFlowError
 from inference_server.loading.slim_gguf import write_slim_copy
 
-CONVERTER_VERSION = 1  # raise it when the output changes: it is part of the cache key
-_BYTES_PER_PARAMETER = 2  # bfloat16
+CONVERTER_VERSION = 2  # raise it when the output changes: it is part of the cache key
+_BYTES_PER_PARAMETER = 2  # bfloat16; kept blocks are no larger than the file
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 _TOKENIZER_ARRAYS = (
     _TOKENS_KEY,
@@ -39,11 +39,15 @@ OnProgress = Callable[[str, float | None], None]
 def convert_gguf(gguf: Path, out: Path, on_progress: OnProgress) -> None:
     """Write config, bfloat16 safetensors, tokenizer and chat template of `gguf` into the empty folder `out`.
 
+    Tensors that the file holds in blocks of 32 are kept as such, too (see `convert_blocks.py`).
+
     Raises:
         FetchFailed: the file is damaged, transformers does not know its architecture, or the disk is full.
     """
+    from inference_server.loading.convert_blocks import convert_blocks
+
     header = read_gguf_header(gguf)
-    needed_bytes = header.num_parameters * _BYTES_PER_PARAMETER + header.file_bytes
+    needed_bytes = header.num_parameters * _BYTES_PER_PARAMETER + 2 * header.file_bytes
     require_space(out, needed_bytes)
     with (
         _as_fetch_failed(f"the GGUF file ({header.architecture}) cannot be converted"),
@@ -54,6 +58,8 @@ def convert_gguf(gguf: Path, out: Path, on_progress: OnProgress) -> None:
         _convert_tokenizer(gguf, out, Path(scratch))
         on_progress("convert", 0.1)
         _convert_weights(gguf, header, out, Path(scratch), on_progress)
+        on_progress("convert", 0.9)
+        convert_blocks(gguf, header, out)
     on_progress("convert", 1.0)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference_server.checkpoints.block_headers import block_bits
 from inference_server.checkpoints.cache import locked, new_folder
 from inference_server.checkpoints.digest import text_key
 from inference_server.checkpoints.facts import read_json
@@ -145,6 +146,7 @@ def _content_key(folder: Path) -> str:
 def _is_whole(folder: Path) -> bool:
     """A finished folder whose weights are as long as their headers say (a power cut can leave less)."""
     try:
+        block_bits(folder)
         return (folder / "tokenizer.json").stat().st_size > 0 and bool(read_checkpoint(folder))
     except (OSError, HelixFlowError):
         return False

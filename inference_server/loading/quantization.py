@@ -21,6 +21,10 @@ def quantization_config(scheme: str, dtype: torch.dtype) -> Any | None:
     """
     if scheme == "none":
         return None
+    if scheme in ("int8", "int4", "gguf"):
+        raise ModelLoadFailed(
+            f"quantization {scheme!r} is for the native CPU kernels, not for torch", param="quantization"
+        )
     if scheme not in ("bnb-nf4", "bnb-int8"):
         raise ModelLoadFailed(f"quantization {scheme!r} is not known to the loader", param="quantization")
     try:

@@ -1,7 +1,8 @@
 """How a model will be loaded and how many bytes that takes per device, decided from its files before loading.
 
-Device, dtype, quantization and context come from the model's entry, the engine's limits from the settings.
-Pure apart from reading the prepared folder. It knows capacities, not what else is resident.
+Device, dtype, quantization, kernels and context come from the model's entry (where it leaves a choice,
+`kernels.py` makes it), the engine's limits from the settings. Pure apart from reading the prepared folder. It
+knows capacities, not what else is resident.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from pathlib import Path
 
 from inference_server.checkpoints.facts import ModelFacts, model_facts, read_config
 from inference_server.checkpoints.footprint import kv_bytes_per_token, weight_bytes
+from inference_server.checkpoints.native import native_shape
+from inference_server.checkpoints.native_weights import native_weight_bytes
 from inference_server.config.catalog import KvCacheSpec, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ModelLoadFailed
 from inference_server.model_manager import workspace
 from inference_server.model_manager.devices import HOST
+from inference_server.model_manager.kernels import choose_execution, needs_native
+from inference_server.types import Speculation
 from inference_server.worker.protocol import Load
 
 BLOCK_SIZE = 16  # KV tokens are reserved in whole blocks of the engine
 DEFAULT_KV_CONTEXTS = (8, 4, 2, 1)  # × max_model_len tokens; the first that fits the device's budget
-_CPU_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 logger = logging.getLogger(__name__)
 
@@ -93,27 +97,19 @@ def is_scripted(spec: ModelSpec) -> bool:
 def device_choices(spec: ModelSpec, known: Mapping[str, int]) -> tuple[str, ...]:
     """Devices to try, the best first. GPUs with more capacity come first; "auto" falls back to the CPU.
 
+    What only the native CPU kernels do is never tried on a GPU that "auto" could have chosen.
+
     Raises:
         ModelLoadFailed: none of them exists here.
     """
     wanted = spec.device
     gpus = sorted((name for name in known if name != HOST), key=lambda name: (-known[name], name))
     if wanted == "auto":
-        return (*gpus, HOST)
+        return (HOST,) if needs_native(spec) else (*gpus, HOST)
     chosen = tuple(gpus) if wanted == "cuda" else (wanted,)
     if not chosen or any(name not in known for name in chosen):
         raise ModelLoadFailed(f"{spec.name!r} wants device {wanted!r}, which is not here", param="device")
     return chosen
-
-
-def resolve_dtype(wanted: str, stored: str | None, device: str, flags: frozenset[str]) -> str:
-    """The compute dtype. "auto" is the checkpoint's on a GPU; on a CPU bfloat16 only where it is fast."""
-    if wanted != "auto":
-        return wanted
-    checkpoint = stored if stored in _ITEMSIZE else "bfloat16"
-    if device != HOST:
-        return checkpoint
-    return "bfloat16" if checkpoint != "float32" and flags & _CPU_BFLOAT16_FLAGS else "float32"
 
 
 class _Planner:
@@ -125,10 +121,9 @@ class _Planner:
         self._spec, self._folder, self._settings, self._device = spec, folder, settings, device
         self._config = read_config(folder)
         self._facts = model_facts(folder)
-        self._dtype = resolve_dtype(spec.dtype, self._facts.dtype, device, flags)
+        self._execution = choose_execution(spec, folder, self._config, device, flags)
         self._max_model_len = self._longest_context()
-        self._kv_bytes_per_token = kv_bytes_per_token(self._config, self._dtype)
-        self._weights_bytes = weight_bytes(folder, quantization=spec.quantization, dtype=self._dtype)
+        self._kv_bytes_per_token = kv_bytes_per_token(self._config, self._execution.dtype)
 
     def plan(self, capacity_bytes: Mapping[str, int]) -> ModelPlan:
         plans = [self._with_kv_tokens(tokens) for tokens in self._kv_token_choices(self._spec.kv_cache)]
@@ -165,34 +160,54 @@ class _Planner:
 
     def _with_kv_tokens(self, kv_cache_tokens: int) -> ModelPlan:
         kv_cache_bytes = (kv_cache_tokens + BLOCK_SIZE) * self._kv_bytes_per_token  # one block is padding
+        load = self._load(kv_cache_tokens)
+        weights_bytes = self._weight_bytes(load.max_model_len)
         workspace_bytes = self._workspace_bytes(kv_cache_bytes)
         on_gpu = self._device != HOST
-        context = workspace.CUDA_DEVICE_CONTEXT_BYTES if on_gpu else workspace.CPU_CONTEXT_BYTES
-        needed = {self._device: self._weights_bytes + kv_cache_bytes + workspace_bytes + context}
+        context = self._context_bytes()
+        needed = {self._device: weights_bytes + kv_cache_bytes + workspace_bytes + context}
         if on_gpu:
             needed[HOST] = workspace.CUDA_HOST_CONTEXT_BYTES
         return ModelPlan(
-            load=self._load(kv_cache_tokens),
+            load=load,
             facts=self._facts,
-            weights_bytes=self._weights_bytes,
+            weights_bytes=weights_bytes,
             kv_cache_bytes=kv_cache_bytes,
             workspace_bytes=workspace_bytes,
             context_bytes=context,
             bytes_by_device=needed,
         )
 
-    def _workspace_bytes(self, kv_cache_bytes: int) -> int:
-        return workspace.workspace_bytes(
+    def _weight_bytes(self, max_model_len: int) -> int:
+        execution = self._execution
+        if execution.kernels == "torch":
+            return weight_bytes(self._folder, quantization=execution.quantization, dtype=execution.dtype)
+        return native_weight_bytes(
             self._config,
-            workspace.StepShape(
-                max_num_batched_tokens=self._settings.max_num_batched_tokens,
-                max_num_seqs=self._settings.max_num_seqs,
-                vocab_size=self._facts.vocab_size,
-                num_layers=self._facts.num_layers,
-                kv_cache_bytes=kv_cache_bytes,
-                itemsize=_ITEMSIZE.get(self._dtype, 4),
-            ),
+            quantization=execution.quantization,
+            dtype=execution.dtype,
+            block_bits=execution.block_bits,
+            max_model_len=max_model_len,
         )
+
+    def _context_bytes(self) -> int:
+        if self._device != HOST:
+            return workspace.CUDA_DEVICE_CONTEXT_BYTES
+        is_native = self._execution.kernels == "native"
+        return workspace.NATIVE_CONTEXT_BYTES if is_native else workspace.CPU_CONTEXT_BYTES
+
+    def _workspace_bytes(self, kv_cache_bytes: int) -> int:
+        step = workspace.StepShape(
+            max_num_batched_tokens=self._settings.max_num_batched_tokens,
+            max_num_seqs=_max_sampled_rows(self._spec, self._settings),
+            vocab_size=self._facts.vocab_size,
+            num_layers=self._facts.num_layers,
+            kv_cache_bytes=kv_cache_bytes,
+            itemsize=_ITEMSIZE.get(self._execution.dtype, 4),
+        )
+        if self._execution.kernels == "native":
+            return workspace.native_workspace_bytes(native_shape(self._config), step)
+        return workspace.workspace_bytes(self._config, step)
 
     def _load(self, kv_cache_tokens: int) -> Load:
         max_model_len = min(self._max_model_len, kv_cache_tokens)
@@ -209,8 +224,9 @@ class _Planner:
             self._folder,
             self._settings,
             device=self._device,
-            dtype=self._dtype,
-            quantization=self._spec.quantization,
+            dtype=self._execution.dtype,
+            quantization=self._execution.quantization,
+            kernels=self._execution.kernels,
             max_model_len=max_model_len,
             kv_cache_tokens=kv_cache_tokens,
         )
@@ -254,6 +270,7 @@ def _load_message(
     quantization: str,
     max_model_len: int,
     kv_cache_tokens: int,
+    kernels: str = "torch",
     scripted: bool = False,
 ) -> Load:
     return Load(
@@ -262,6 +279,7 @@ def _load_message(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        kernels=kernels,
         max_model_len=max_model_len,
         kv_cache_tokens=kv_cache_tokens,
         max_num_seqs=settings.max_num_seqs,
@@ -270,7 +288,22 @@ def _load_message(
         scripted=scripted,
         trust_remote_code=spec.trust_remote_code,
         enable_prefix_caching=settings.enable_prefix_caching,
+        prefill_slowdown=settings.prefill_slowdown,
+        speculation=_speculation(spec),
     )
+
+
+def _speculation(spec: ModelSpec) -> Speculation | None:
+    if spec.speculation == "none":
+        return None
+    return Speculation(max_draft_tokens=spec.max_draft_tokens, max_drafting_seqs=spec.max_drafting_seqs)
+
+
+def _max_sampled_rows(spec: ModelSpec, settings: Settings) -> int:
+    """Rows of logits in one step: one per sequence, or one per draft and one more."""
+    found = _speculation(spec)
+    num_drafting = 0 if found is None else min(found.max_drafting_seqs, settings.max_num_seqs)
+    return max(settings.max_num_seqs, num_drafting * (1 + spec.max_draft_tokens))
 
 
 def _whole_blocks(num_tokens: int) -> int:

@@ -16,8 +16,10 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """Tokens `start … start + num_new_tokens - 1` of one sequence.
 
     `samples`: these are the last tokens that the sequence has, so the logits of the last one give its next.
-    `draft_token_ids`: the last of the new tokens, guessed, not yet in `sequence.token_ids`.
-    `carries`: the one new token is not known yet; it is what the step before, still in flight, samples.
+    `draft_token_ids`: the last of the new tokens are guesses that follow `sequence.token_ids`; the logits of
+    each, and of the token before them, are sampled, and a guess stands as long as it equals what was sampled
+    before it. `carries`: the one new token is not known here yet; it is what the step before, still in
+    flight, samples for this sequence. A sequence never has both.
     """
 
     sequence: Sequence
@@ -26,6 +28,14 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     samples: bool
     draft_token_ids: tuple[int, ...] = ()
     carries: bool = False
+
+    @property
+    def sample_position(self) -> int:
+        """Position in the sequence of the first token that is sampled; guess i is judged at this plus i.
+
+        With `carries`, `sequence.num_tokens` is one behind it.
+        """
+        return self.start + self.num_new_tokens - len(self.draft_token_ids)
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -48,3 +58,14 @@ class Batch(msgspec.Struct, frozen=True):
     def sampling(self) -> tuple[ScheduledSequence, ...]:
         """Those that get a next token, in order."""
         return tuple([item for item in self.scheduled if item.samples])
+
+    @property
+    def decoding(self) -> tuple[ScheduledSequence, ...]:
+        """Those that compute one token, and guesses after it, to get the next."""
+        return tuple(
+            [
+                item
+                for item in self.scheduled
+                if item.samples and item.num_new_tokens == 1 + len(item.draft_token_ids)
+            ]
+        )

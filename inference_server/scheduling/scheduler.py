@@ -1,58 +1,50 @@
 """Continuous batching: who computes how many tokens in the next step, and what becomes of the results.
 
-Owner of all sequences and of the block pool; used by the engine's thread only. It knows no tensors, no clock
-and no text. There is no prefill and no decode phase: every sequence's `num_computed_tokens` runs after its
-`num_tokens`, and each step hands out a token budget.
+Owner of all sequences and, through `residency.py`, of their blocks; used by the engine's thread only. It
+knows no tensors, no clock and no text. There is no prefill and no decode phase: every sequence's
+`num_computed_tokens` runs after its `num_tokens`, and each step hands out a token budget.
 
 - Running sequences come first, in rank order (priority, then arrival). Each gets at least one token per step.
-- Then waiting ones are admitted strictly in rank order, so that a large one is never overtaken for good.
+- Then waiting ones are admitted in rank order, so that a large one is never overtaken for good. Only those
+  are passed over whose beginning a running sequence is computing just now.
 - An admission takes blocks for *all* tokens that the sequence has, and leaves one free block for each running
   sequence. With less, a long prompt would be thrown out half computed, and admitted again, and so on.
 - When a running sequence needs a block and none is free, the last in rank is preempted: it gives up its
   blocks, waits at its old rank, and is computed again. The first in rank therefore always advances; as `add`
   refuses whatever could not finish alone in the whole pool, everything admitted comes to its end.
+- `schedule` may be called with one step in flight. What that step will sample is then an input that is
+  carried on the device. Whoever is in a step in flight is neither preempted nor freed before its commit; what
+  a step computes for a sequence that has ended meanwhile is dropped.
+- Long prompts are paced while others decode (`pacing.py`); drafts (`speculation.py`) take budget and blocks
+  that nobody else needs.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
 import msgspec
 
 from inference_server.errors import ContextTooLong, InternalError, InvalidRequest
 from inference_server.scheduling.batch import Batch, ScheduledSequence
-from inference_server.scheduling.block_pool import BlockPool
+from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.scheduling.drafting import Drafting
 from inference_server.scheduling.integrity import check_scheduler
-from inference_server.scheduling.prefix_cache import MAX_TOKEN_ID, PrefixCache
-from inference_server.scheduling.ranking import RankedSequences
+from inference_server.scheduling.pacing import PrefillPacer
+from inference_server.scheduling.residency import Residency
 from inference_server.scheduling.sequence import Sequence, SequenceStatus
 from inference_server.types import FinishReason, GenerationRequest, TokenDelta
 
-
-class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Caps of one scheduler. `num_blocks` blocks of `block_size` tokens are the whole KV cache.
-
-    `vocab_size` lets `add` refuse token ids that the model does not have: one of them in a batch would fail
-    the step for all.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    num_blocks: int
-    block_size: int = 16
-    enable_prefix_caching: bool = True
-    eos_token_ids: frozenset[int] = frozenset()
-    vocab_size: int = MAX_TOKEN_ID + 1
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_blocks", "block_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+MAX_IN_FLIGHT = 2  # steps scheduled and not committed
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A moment's state; the last three are totals. `kv_cache_usage` is the share of blocks that are held."""
+    """A moment's state; from `num_preemptions` on they are totals.
+
+    `kv_cache_usage` is the share of blocks that are held.
+    """
 
     num_running: int
     num_waiting: int
@@ -60,24 +52,47 @@ class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int
     prefix_cache_queries: int
     prefix_cache_hits: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+
+
+class _Plan:
+    """A step in the making. `allowance`: what is left for long prompts; None until one asks."""
+
+    __slots__ = ("allowance", "budget", "preempted", "scheduled")
+
+    def __init__(self, budget: int) -> None:
+        self.scheduled: list[ScheduledSequence] = []
+        self.preempted: list[str] = []
+        self.budget = budget
+        self.allowance: int | None = None
+
+    def put(self, item: ScheduledSequence) -> None:
+        """Make it part of the step."""
+        num_new_tokens = item.num_new_tokens
+        num_awaited = 1 + len(item.draft_token_ids) if item.samples else 0
+        item.sequence.begin_step(item.start + num_new_tokens, num_awaited)
+        self.budget -= num_new_tokens
+        self.scheduled.append(item)
 
 
 class Scheduler:
-    """`schedule` → (the runner computes) → `commit`; `add` and `abort` at any time in between."""
+    """`schedule` → (the runner computes) → `commit` or `fail`; `add` and `abort` at any time in between."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
         self._block_size = config.block_size
-        self._pool = BlockPool(config.num_blocks)
-        self._cache = PrefixCache(
-            self._pool, block_size=config.block_size, enabled=config.enable_prefix_caching
+        self._residency = Residency(config)
+        self._drafting = Drafting(config.speculation, self._residency.running)
+        self._in_flight: deque[Batch] = deque()  # scheduled and not committed, oldest first
+        # Each running sequence takes at least one token of a step's budget.
+        self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
+        self._pacer = PrefillPacer(
+            slowdown=config.prefill_slowdown,
+            min_tokens=config.block_size,
+            max_tokens=config.max_num_batched_tokens,
         )
-        self._sequences: dict[str, Sequence] = {}  # all unfinished ones
-        self._running = RankedSequences()
-        self._waiting = RankedSequences()
-        self._in_flight: Batch | None = None  # scheduled and not committed
         self._num_arrivals = 0
-        self._num_preemptions = 0
 
     # ---------------------------------------------------------------- requests
 
@@ -105,45 +120,48 @@ class Scheduler:
             )
         sequence = Sequence(request, arrival=self._num_arrivals, max_num_tokens=max_num_tokens)
         self._num_arrivals += 1
-        self._sequences[request.request_id] = sequence
-        self._waiting.add(sequence)
+        self._residency.add(sequence)
 
     def abort(self, request_id: str) -> bool:
-        """Forget a request and free its blocks at once; False if it is unknown or finished.
+        """Forget a request; False if it is unknown or finished.
 
-        Safe between `schedule` and `commit`: its blocks are not handed out before the next `schedule`, and
-        `commit` passes over it.
+        Its blocks are free at once, or, if it is in a step in flight, with that step's commit, which drops
+        what was computed for it.
         """
-        sequence = self._sequences.get(request_id)
+        sequence = self._residency.sequences.get(request_id)
         if sequence is None:
             return False
-        self._finish(sequence, FinishReason.ABORT)
+        self._residency.finish(sequence, FinishReason.ABORT)
         return True
 
     @property
     def has_unfinished(self) -> bool:
         """Whether any request is waiting or running."""
-        return bool(self._sequences)
+        return bool(self._residency.sequences)
 
     @property
     def num_running(self) -> int:
         """Sequences that hold blocks."""
-        return len(self._running)
+        return len(self._residency.running)
 
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for their first step, or for their next after a preemption."""
-        return len(self._waiting)
+        return len(self._residency.waiting)
 
     def stats(self) -> SchedulerStats:
         """Counters as they stand."""
+        residency = self._residency
+        pool = residency.pool
         return SchedulerStats(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
-            kv_cache_usage=1.0 - self._pool.num_free / self._pool.num_blocks,
-            num_preemptions=self._num_preemptions,
-            prefix_cache_queries=self._cache.num_queries,
-            prefix_cache_hits=self._cache.num_hits,
+            num_running=len(residency.running),
+            num_waiting=len(residency.waiting),
+            kv_cache_usage=1.0 - pool.num_free / pool.num_blocks,
+            num_preemptions=residency.num_preemptions,
+            prefix_cache_queries=residency.cache.num_queries,
+            prefix_cache_hits=residency.cache.num_hits,
+            num_draft_tokens=self._drafting.num_draft_tokens,
+            num_accepted_tokens=self._drafting.num_accepted_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -152,137 +170,203 @@ class Scheduler:
         Raises:
             InternalError: a block or a sequence is lost, shared wrongly or miscounted.
         """
-        check_scheduler(
-            self._config,
-            self._pool,
-            sequences=self._sequences,
-            running=self._running,
-            waiting=self._waiting,
-        )
+        check_scheduler(self._config, self._residency, self._in_flight)
 
     # ---------------------------------------------------------------- schedule
 
     def schedule(self) -> Batch:
-        """The next step's batch; not empty while any request is unfinished.
+        """The next step's batch, which is in flight from now on unless it is empty.
 
-        A batch that is never committed (its step failed) is simply scheduled again.
+        With nothing else in flight it is not empty while any request is unfinished. With a step in flight it
+        is empty if everybody has to wait for that step.
+
+        Raises:
+            InternalError: two steps are in flight already.
         """
-        scheduled: list[ScheduledSequence] = []
-        preempted: list[str] = []
-        budget = self._schedule_running(scheduled, preempted)
-        if not preempted:
-            self._schedule_waiting(scheduled, budget)
-        self._in_flight = Batch(scheduled=tuple(scheduled), preempted=tuple(preempted))
-        return self._in_flight
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
+            raise InternalError(f"{MAX_IN_FLIGHT} steps are in flight already")
+        if self._in_flight and self._drafting.must_wait():
+            return Batch(scheduled=(), preempted=())
+        plan = _Plan(self._config.max_num_batched_tokens)
+        if self._schedule_running(plan) and not plan.preempted:
+            self._schedule_waiting(plan)
+        batch = Batch(scheduled=tuple(plan.scheduled), preempted=tuple(plan.preempted))
+        if plan.scheduled:
+            self._in_flight.append(batch)
+        return batch
 
-    def _schedule_running(self, scheduled: list[ScheduledSequence], preempted: list[str]) -> int:
-        """Give every running sequence tokens, in rank order; returns what is left of the budget.
+    def observe(self, batch: Batch, seconds: float) -> None:
+        """Learn how long a step took: the engine measures, as there is no clock here."""
+        if self._pacer.is_on:
+            decoding = batch.decoding
+            num_decode_tokens = sum([item.num_new_tokens for item in decoding])
+            self._pacer.observe(
+                num_decodes=len(decoding),
+                num_prompt_tokens=batch.num_tokens - num_decode_tokens,
+                seconds=seconds,
+            )
 
-        There is one for each: a sequence is admitted only into budget that all earlier ones leave over.
+    def _schedule_running(self, plan: _Plan) -> bool:
+        """Give the running sequences tokens, in rank order; False if one found no block.
+
+        There is a token for each: a sequence is admitted only into budget that all earlier ones leave over.
         """
-        budget = self._config.max_num_batched_tokens
-        running = self._running
+        running = self._residency.running
         index = 0
         while index < len(running):
             sequence = running[index]
-            num_tokens = len(sequence.token_ids)
+            num_awaited = sequence.num_awaited_tokens
+            if num_awaited and len(sequence.token_ids) + 1 >= sequence.max_num_tokens:
+                index += 1
+                continue  # the token that it awaits is its last
+            num_tokens = len(sequence.token_ids) + num_awaited
             is_short = num_tokens > len(sequence.block_ids) * self._block_size
-            if is_short and not self._grow(sequence, preempted):
-                break  # it was the last in rank and preempted itself
-            index += 1
-            start = sequence.num_computed_tokens
-            num_new_tokens = min(num_tokens - start, budget - (len(running) - index))
-            budget -= num_new_tokens
-            samples = start + num_new_tokens == num_tokens
-            scheduled.append(ScheduledSequence(sequence, start, num_new_tokens, samples))
-        return budget
-
-    def _schedule_waiting(self, scheduled: list[ScheduledSequence], budget: int) -> None:
-        """Admit the first in rank for as long as slots, blocks and budget last."""
-        while self._waiting and budget > 0 and len(self._running) < self._config.max_num_seqs:
-            sequence = self._waiting[0]
-            if not self._admit(sequence):
-                break
-            start = sequence.num_computed_tokens
-            num_new_tokens = min(sequence.num_tokens - start, budget)
-            budget -= num_new_tokens
-            samples = start + num_new_tokens == sequence.num_tokens
-            scheduled.append(ScheduledSequence(sequence, start, num_new_tokens, samples))
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Start a sequence, with what the cache has of it, if blocks for it and the headroom are free."""
-        cached = self._cache.match(sequence)
-        num_new_blocks = -(-sequence.num_tokens // self._block_size) - len(cached)
-        num_needed = num_new_blocks + self._pool.num_free_among(cached)
-        if num_needed + len(self._running) > self._pool.num_free:
-            return False
-        is_first = not sequence.was_admitted
-        self._pool.share(cached)
-        blocks = cached + self._pool.allocate(num_new_blocks)
-        self._waiting.remove(sequence)
-        sequence.admit(blocks, num_cached_blocks=len(cached), block_size=self._block_size)
-        self._running.add(sequence)
-        if is_first:
-            self._cache.count(sequence)
-        return True
-
-    def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
-        """Add the block for its newest token; False if the sequence itself had to go for want of one."""
-        while self._pool.num_free == 0:
-            victim = self._running[-1]
-            self._preempt(victim)
-            preempted.append(victim.request_id)
-            if victim is sequence:
+            if is_short and not self._residency.grow(sequence, plan.preempted):
                 return False
-        sequence.block_ids += self._pool.allocate(1)
+            index += 1
+            start = sequence.num_scheduled_tokens
+            available = plan.budget - (len(running) - index)
+            if num_tokens - start > 1:
+                self._put_prompt(plan, sequence, available)
+            elif num_awaited:
+                plan.put(ScheduledSequence(sequence, start, 1, True, carries=True))
+            elif drafts := self._drafts(sequence, available - 1):
+                plan.put(ScheduledSequence(sequence, start, 1 + len(drafts), True, drafts))
+            else:
+                plan.put(ScheduledSequence(sequence, start, 1, True))
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._pool.free(sequence.preempt())
-        self._waiting.add(sequence)
-        self._num_preemptions += 1
+    def _schedule_waiting(self, plan: _Plan) -> None:
+        """Admit the first in rank for as long as slots, blocks and budget last."""
+        running, waiting = self._residency.running, self._residency.waiting
+        index = 0
+        while index < len(waiting) and plan.budget > 0 and len(running) < self._max_running:
+            sequence = waiting[index]
+            cached = self._residency.cache.match(sequence)
+            if cached is None:
+                index += 1
+                continue
+            num_missing = sequence.num_tokens - len(cached) * self._block_size
+            is_paced = self._pacer.is_on and num_missing > self._config.long_prompt_tokens
+            if is_paced and not self._allowance(plan):
+                break
+            if not self._residency.admit(sequence, cached):
+                break
+            sequence.is_paced = is_paced
+            self._put_prompt(plan, sequence, plan.budget)
+
+    def _put_prompt(self, plan: _Plan, sequence: Sequence, available: int) -> None:
+        """As much as may be of the tokens that a sequence has and that are not computed."""
+        start = sequence.num_scheduled_tokens
+        num_missing = len(sequence.token_ids) - start
+        num_new_tokens = min(num_missing, available)
+        if sequence.is_paced:
+            num_new_tokens = min(num_new_tokens, self._allowance(plan))
+            plan.allowance = self._allowance(plan) - num_new_tokens
+        if num_new_tokens:
+            samples = num_new_tokens == num_missing
+            plan.put(ScheduledSequence(sequence, start, num_new_tokens, samples))
+
+    def _allowance(self, plan: _Plan) -> int:
+        """What is left for long prompts in this step."""
+        if plan.allowance is None:
+            running = self._residency.running
+            num_decodes = sum([len(s.token_ids) - s.num_computed_tokens == 1 for s in running])
+            plan.allowance = self._pacer.allowance(
+                num_decodes=num_decodes,
+                num_prefilling=len(running) - num_decodes + len(self._residency.waiting),
+                may_rest=self._residency.pool.num_free >= len(running),
+            )
+        return plan.allowance
+
+    def _drafts(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
+        """A guess at what follows, within the budget and blocks that nobody needs."""
+        drafts = self._drafting.propose(sequence, budget)
+        num_tokens = len(sequence.token_ids)
+        if drafts and not self._residency.try_reserve(sequence, num_tokens + len(drafts)):
+            return drafts[: len(sequence.block_ids) * self._block_size - num_tokens]
+        return drafts
 
     # ---------------------------------------------------------------- commit
 
-    def commit(self, batch: Batch, sampled: Seq[int]) -> list[TokenDelta]:
-        """Take a computed step's results; `sampled[i]` belongs to `batch.sampling[i]`.
+    def commit(self, batch: Batch, sampled: Seq[Seq[int]]) -> list[TokenDelta]:
+        """Take the results of the oldest step in flight; `sampled[i]` belongs to `batch.sampling[i]`.
 
-        Sequences aborted since `schedule` are passed over. Finished ones leave, and their blocks are free.
+        That is one token, or one more for each of its drafts that was right. Sequences that have ended since
+        `schedule` are passed over. Finished ones leave, and their blocks are free unless a step in flight
+        writes to them.
 
         Raises:
-            InternalError: the batch is not the one last scheduled, or the tokens do not fit it.
+            InternalError: the batch is not the oldest one in flight, or the tokens do not fit it.
         """
-        if batch is not self._in_flight:
-            raise InternalError("only the batch scheduled last can be committed, and only once")
-        tokens = iter(sampled)
-        if len(sampled) != sum([item.samples for item in batch.scheduled]):
-            raise InternalError(f"{len(sampled)} tokens for {len(batch.sampling)} sequences")
-        self._in_flight = None
+        results = self._checked(batch, sampled)
+        self._in_flight.popleft()
         deltas: list[TokenDelta] = []
         for item in batch.scheduled:
-            token_id = next(tokens) if item.samples else None
             sequence = item.sequence
+            sequence.num_steps_in_flight -= 1
+            token_ids = next(results) if item.samples else ()
             if sequence.status is not SequenceStatus.RUNNING:
-                continue
-            num_computed_tokens = item.start + item.num_new_tokens
-            sequence.num_computed_tokens = num_computed_tokens
-            if num_computed_tokens // self._block_size > sequence.num_published_blocks:
-                self._cache.publish(sequence)
-            if token_id is not None:
-                deltas.append(self._extend(sequence, token_id))
+                self._residency.release(sequence)
+            elif token_ids:
+                deltas.append(self._extend(item, token_ids))
+            else:
+                self._residency.advance(sequence, item.start + item.num_new_tokens)
         return deltas
 
-    def _extend(self, sequence: Sequence, token_id: int) -> TokenDelta:
-        """Append a sampled token, and finish if it is the last."""
+    def fail(self, batch: Batch) -> list[str]:
+        """Give up a step in flight: its unfinished requests end as if aborted. Returns their ids.
+
+        Raises:
+            InternalError: the batch is not in flight.
+        """
+        if not any(batch is other for other in self._in_flight):
+            raise InternalError("only a batch in flight can fail")
+        self._in_flight.remove(batch)
+        failed = []
+        for item in batch.scheduled:
+            sequence = item.sequence
+            sequence.num_steps_in_flight -= 1
+            if sequence.status is SequenceStatus.RUNNING:
+                failed.append(sequence.request_id)
+                self._residency.finish(sequence, FinishReason.ABORT)
+            else:
+                self._residency.release(sequence)
+        return failed
+
+    def _checked(self, batch: Batch, sampled: Seq[Seq[int]]) -> Iterator[Seq[int]]:
+        """The results, if they fit the batch."""
+        if not self._in_flight or batch is not self._in_flight[0]:
+            raise InternalError("only the oldest batch in flight can be committed, and only once")
+        most = [1 + len(item.draft_token_ids) for item in batch.scheduled if item.samples]
+        if len(sampled) != len(most):
+            raise InternalError(f"{len(sampled)} results for {len(most)} sequences")
+        if not all(0 < len(found) <= limit for found, limit in zip(sampled, most, strict=True)):
+            raise InternalError("a sequence got no token, or more than it has drafts for")
+        return iter(sampled)
+
+    def _extend(self, item: ScheduledSequence, token_ids: Seq[int]) -> TokenDelta:
+        """Append what was sampled, up to the token that ends the sequence."""
+        sequence = item.sequence
         is_first = not sequence.output_token_ids
-        sequence.append(token_id)
-        reason = self._finish_reason(sequence, token_id)
+        num_taken = 0
+        reason = None
+        for token_id in token_ids:
+            sequence.append(token_id)
+            num_taken += 1
+            reason = self._finish_reason(sequence, token_id)
+            if reason is not None:
+                break
+        sequence.num_awaited_tokens -= 1 + len(item.draft_token_ids)
+        self._residency.advance(sequence, item.sample_position + num_taken - 1)
+        if item.draft_token_ids:
+            sequence.num_scheduled_tokens = sequence.num_computed_tokens  # what follows a wrong one is void
+            self._drafting.learn(item, num_accepted=len(token_ids) - 1)
         if reason is not None:
-            self._finish(sequence, reason)
+            self._residency.finish(sequence, reason)
         return TokenDelta(
             request_id=sequence.request_id,
-            token_ids=(token_id,),
+            token_ids=tuple(token_ids[:num_taken]),
             finish_reason=reason,
             num_cached_tokens=sequence.num_cached_tokens if is_first else 0,
         )
@@ -295,13 +379,8 @@ class Scheduler:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(sequence.token_ids) >= sequence.max_num_tokens else None
 
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        del self._sequences[sequence.request_id]
-        (self._running if sequence.status is SequenceStatus.RUNNING else self._waiting).remove(sequence)
-        self._pool.free(sequence.finish(reason))
-
     def _refuse_malformed(self, request: GenerationRequest) -> None:
-        if request.request_id in self._sequences:
+        if request.request_id in self._residency.sequences:
             raise InvalidRequest(f"request id {request.request_id!r} is in use", param="request_id")
         if not request.prompt_token_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")

@@ -8,18 +8,21 @@ from __future__ import annotations
 import enum
 
 from inference_server.errors import InternalError
+from inference_server.scheduling.speculation import Drafter
 from inference_server.types import FinishReason, GenerationRequest, SamplingParams
 
 
 class SequenceStatus(enum.Enum):
     """Where a sequence is in its life.
 
-    | from     | to       | by      | blocks                                       |
-    |----------|----------|---------|----------------------------------------------|
-    | WAITING  | RUNNING  | admit   | one for each `block_size` tokens that it has |
-    | WAITING  | FINISHED | finish  | none held, none freed (an abort)             |
-    | RUNNING  | WAITING  | preempt | all given up; everything is computed again   |
-    | RUNNING  | FINISHED | finish  | all given up                                 |
+    | from     | to       | by      | blocks                                         |
+    |----------|----------|---------|------------------------------------------------|
+    | WAITING  | RUNNING  | admit   | one for each `block_size` tokens that it has   |
+    | WAITING  | FINISHED | finish  | none held, none freed (an abort)               |
+    | RUNNING  | WAITING  | preempt | all given up; everything is computed again     |
+    | RUNNING  | FINISHED | finish  | given up once no step in flight writes to them |
+
+    Only a sequence that is in no step in flight is preempted.
     """
 
     WAITING = "waiting"
@@ -34,17 +37,27 @@ class Sequence:
     `num_tokens`, and steps let it catch up. `num_cached_tokens` is what the prefix cache gave at the first
     admission. `block_keys` are the prefix-cache keys of its leading full blocks, made as they are needed; as
     tokens are only ever appended, a key stays right for life, also over a preemption.
+
+    A step in flight is scheduled and not committed. `num_scheduled_tokens` is where `num_computed_tokens`
+    will be if all of them end well; `num_awaited_tokens` is how many tokens they may sample for it.
     """
 
     __slots__ = (
         "arrival",
+        "awaited_key",
         "block_ids",
         "block_keys",
+        "drafter",
         "finish_reason",
+        "is_paced",
         "max_num_tokens",
+        "num_announced_blocks",
+        "num_awaited_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_published_blocks",
+        "num_scheduled_tokens",
+        "num_steps_in_flight",
         "output_token_ids",
         "rank",
         "request",
@@ -71,8 +84,15 @@ class Sequence:
         self.block_keys: list[bytes] = []
         self.num_computed_tokens = 0
         self.num_published_blocks = 0  # leading blocks that the prefix cache knows
+        self.num_announced_blocks = 0  # leading blocks that it knows or expects
+        self.awaited_key: bytes | None = None  # of a block that another sequence is computing
         self.num_cached_tokens = 0
         self.was_admitted = False
+        self.num_scheduled_tokens = 0
+        self.num_awaited_tokens = 0
+        self.num_steps_in_flight = 0
+        self.is_paced = False  # its prompt is long: see `pacing.py`
+        self.drafter: Drafter | None = None
 
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:
@@ -99,12 +119,18 @@ class Sequence:
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
 
+    def begin_step(self, num_scheduled_tokens: int, num_awaited_tokens: int) -> None:
+        """A step that takes it up to `num_scheduled_tokens` is now in flight."""
+        self.num_scheduled_tokens = num_scheduled_tokens
+        self.num_awaited_tokens += num_awaited_tokens
+        self.num_steps_in_flight += 1
+
     def admit(self, block_ids: list[int], *, num_cached_blocks: int, block_size: int) -> None:
         """WAITING → RUNNING with these blocks, of which the first `num_cached_blocks` are computed."""
         self._leave(SequenceStatus.WAITING)
         self.status = SequenceStatus.RUNNING
         self.block_ids = block_ids
-        self.num_computed_tokens = num_cached_blocks * block_size
+        self.num_computed_tokens = self.num_scheduled_tokens = num_cached_blocks * block_size
         self.num_published_blocks = num_cached_blocks
         if not self.was_admitted:
             self.num_cached_tokens = self.num_computed_tokens
@@ -113,23 +139,25 @@ class Sequence:
     def preempt(self) -> list[int]:
         """RUNNING → WAITING; returns the blocks that it held."""
         self._leave(SequenceStatus.RUNNING)
+        if self.num_steps_in_flight:
+            raise InternalError(f"sequence {self.request_id!r} is preempted in flight")
         self.status = SequenceStatus.WAITING
-        return self._give_up_blocks()
+        return self.give_up_blocks()
 
-    def finish(self, reason: FinishReason) -> list[int]:
-        """WAITING or RUNNING → FINISHED; returns the blocks that it held."""
+    def finish(self, reason: FinishReason) -> None:
+        """WAITING or RUNNING → FINISHED; it keeps its blocks until `give_up_blocks`."""
         if self.status is SequenceStatus.FINISHED:
             raise InternalError(f"sequence {self.request_id!r} finished twice")
         self.status = SequenceStatus.FINISHED
         self.finish_reason = reason
-        return self._give_up_blocks()
+
+    def give_up_blocks(self) -> list[int]:
+        """The blocks that it held, in the order of its tokens; nothing of it counts as computed any more."""
+        block_ids, self.block_ids = self.block_ids, []
+        self.num_computed_tokens = self.num_scheduled_tokens = 0
+        self.num_published_blocks = 0
+        return block_ids
 
     def _leave(self, expected: SequenceStatus) -> None:
         if self.status is not expected:
             raise InternalError(f"sequence {self.request_id!r} is {self.status.value}, not {expected.value}")
-
-    def _give_up_blocks(self) -> list[int]:
-        block_ids, self.block_ids = self.block_ids, []
-        self.num_computed_tokens = 0
-        self.num_published_blocks = 0
-        return block_ids

@@ -73,6 +73,8 @@ class Metrics:
         self.preemptions = counter("vllm:num_preemptions", "Sequences preempted for want of KV blocks")
         self.cache_queries = counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache")
         self.cache_hits = counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        self.draft_tokens = counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed and verified")
+        self.accepted_tokens = counter("vllm:spec_decode_num_accepted_tokens", "Guesses that were right")
         self.inference = Histogram(
             "model_inference_seconds",
             "Time of one step",
@@ -197,6 +199,8 @@ class Metrics:
         self.preemptions.labels(model).inc(max(0, stats.num_preemptions - before.num_preemptions))
         self.cache_queries.labels(model).inc(max(0, stats.prefix_cache_queries - before.prefix_cache_queries))
         self.cache_hits.labels(model).inc(max(0, stats.prefix_cache_hits - before.prefix_cache_hits))
+        self.draft_tokens.labels(model).inc(max(0, stats.num_draft_tokens - before.num_draft_tokens))
+        self.accepted_tokens.labels(model).inc(max(0, stats.num_accepted_tokens - before.num_accepted_tokens))
         if stats.step_num_tokens:
             self.iteration.labels(model).observe(stats.step_num_tokens)
             bucket = next((size for size in BATCH_BUCKETS if stats.step_num_seqs <= size), BATCH_BUCKETS[-1])

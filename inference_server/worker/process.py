@@ -6,6 +6,7 @@ process the moment the server is gone. Torch is imported only on the path that n
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -134,6 +135,8 @@ def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> 
     except Exception as error:
         _fail(channel, "insufficient_memory" if is_out_of_memory(error) else "model_load_failed", error)
         return 1
+    gc.collect()
+    gc.freeze()  # what was loaded stays: no collection between two steps need walk through it
     channel.send(
         protocol.Ready(
             memory=facts.memory,

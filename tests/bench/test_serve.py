@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inference_server.bench import run_serve
 from inference_server.bench.client import EventSplitter
+from inference_server.bench.options import LoadOptions, ReportOptions, TargetOptions
+from inference_server.errors import ConfigError, Unavailable
 from tests.bench.server import Body, Chunks, answer, event, piece, running
 
+Load = dict[str, Any]
 
-def flags(url: str, **changes: object) -> Namespace:
-    """The command line's own defaults, smaller."""
-    values: dict[str, object] = {
-        "base_url": url,
-        "model": "m",
-        "api_key": None,
+
+def serve(url: str, *, as_json: bool = True, load: Load | None = None, **changes: Any) -> int:
+    """A small load; `load` and `changes` are options of the load and of the report."""
+    small: Load = {
         "num_prompts": 6,
         "max_concurrency": 2,
-        "request_rate": float("inf"),
-        "burstiness": 1.0,
-        "random_input_len": 40,
+        "input_len": 40,
         "output_len": 5,
         "ignore_eos": True,
-        "seed": 0,
-        "goodput": [],
-        "percentile_metrics": "ttft,tpot,itl,e2el",
-        "save_result": None,
-        "json": True,
     }
-    return Namespace(**(values | changes))
+    target = TargetOptions(base_url=url, model="m", api_key="k")
+    return run_serve(target, LoadOptions(**(small | (load or {}))), ReportOptions(as_json=as_json, **changes))
 
 
 def test_a_load_is_measured_saved_and_printed_under_the_usual_names(
@@ -41,8 +36,8 @@ def test_a_load_is_measured_saved_and_printed_under_the_usual_names(
 ) -> None:
     file = tmp_path / "result.json"
     with running() as server:
-        changes = {"api_key": "k", "goodput": ["ttft:60000", "e2el:60000"], "save_result": str(file)}
-        assert run_serve(flags(server.url, **changes)) == 0
+        goals_ms = {"ttft": 60000.0, "e2el": 60000.0}
+        assert serve(server.url, goals_ms=goals_ms, save_result=file, plot=tmp_path / "plot.html") == 0
     result = json.loads(capsys.readouterr().out)
     assert json.loads(file.read_text()) == result
     assert (result["completed"], result["failed"], result["errors"], result["notes"]) == (6, 0, {}, [])
@@ -65,7 +60,7 @@ def test_a_load_is_measured_saved_and_printed_under_the_usual_names(
 
 def test_the_table_shows_throughput_and_latencies(capsys: pytest.CaptureFixture[str]) -> None:
     with running() as server:
-        assert run_serve(flags(server.url, json=False, percentile_metrics="ttft,itl")) == 0
+        assert serve(server.url, as_json=False, metrics=("ttft", "itl")) == 0
     shown = capsys.readouterr().out
     assert "requests completed" in shown
     assert "(ttft)" in shown
@@ -87,7 +82,7 @@ def test_servers_that_know_fewer_fields_are_measured_too_and_the_notes_say_so(
     names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running(refusing(*names)) as server:
-        assert run_serve(flags(server.url)) == 0
+        assert serve(server.url) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["completed"], result["total_output_tokens"]) == (6, 30)
     for name in names:
@@ -97,19 +92,17 @@ def test_servers_that_know_fewer_fields_are_measured_too_and_the_notes_say_so(
     assert any("no usage" in note for note in result["notes"]) is not has_usage
 
 
-def test_a_server_that_takes_no_request_is_reported_with_its_own_words(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with running(lambda body: "the model `m` does not exist [sic]") as server:
-        assert run_serve(flags(server.url)) == 1
-    captured = capsys.readouterr()
-    assert "the model `m` does not exist [sic]" in " ".join(captured.err.split())
-    assert captured.out == ""
+def test_a_server_that_takes_no_request_is_reported_with_its_own_words() -> None:
+    with (
+        running(lambda body: "the model `m` does not exist [sic]") as server,
+        pytest.raises(Unavailable, match=r"does not serve m: .*the model `m` does not exist \[sic\]"),
+    ):
+        serve(server.url)
 
 
-def test_no_server_at_all_is_reported_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_serve(flags("http://127.0.0.1:1")) == 1
-    assert "does not serve m" in " ".join(capsys.readouterr().err.split())
+def test_no_server_at_all_is_reported_with_its_address() -> None:
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 does not serve m"):
+        serve("http://127.0.0.1:1")
 
 
 def broken_event(body: Body) -> Chunks:
@@ -132,7 +125,7 @@ def broken_json(body: Body) -> Chunks:
     ("broken", "error"),
     [
         (broken_event, "the worker died"),
-        (broken_off, "before [DONE]"),
+        (broken_off, "the stream ended before"),
         (broken_json, "DecodeError"),
         (lambda body: "no more", "status 400: no more"),
     ],
@@ -152,7 +145,7 @@ def test_requests_that_break_are_counted_as_failed_with_their_reason(
         return broken(body) if num_requests in (3, 5) else answer(body)
 
     with running(respond) as server:
-        assert run_serve(flags(server.url, json=as_json)) == 1
+        assert serve(server.url, as_json=as_json) == 1
     shown = capsys.readouterr().out
     assert error in shown
     if as_json:
@@ -161,12 +154,36 @@ def test_requests_that_break_are_counted_as_failed_with_their_reason(
         assert list(result["errors"].values()) == [2]
 
 
-def test_a_result_that_cannot_be_saved_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("option", ["save_result", "plot"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_sent(
+    option: str, tmp_path: Path
 ) -> None:
     with running() as server:
-        assert run_serve(flags(server.url, save_result=str(tmp_path / "no" / "such.json"))) == 1
-    assert "cannot write" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match="there is no folder"):
+            serve(server.url, **{option: tmp_path / "no" / "such.html"})
+        assert server.bodies == []
+
+
+def test_a_label_gives_every_server_the_same_prompts() -> None:
+    with running() as one, running() as other:
+        for server in (one, other):
+            assert serve(server.url, load={"label": "round1", "max_concurrency": 1}) == 0
+    assert one.bodies == other.bodies
+    assert len({body["messages"][0]["content"] for body in one.bodies}) == 7
+
+
+def cut_off_without_usage(body: Body) -> Chunks:
+    """Two tokens per piece of text, an end by length, no usage and no [DONE]."""
+    yield piece("two tokens")
+    yield event({"choices": [{"delta": {}, "finish_reason": "length"}]})
+
+
+def test_without_usage_an_answer_that_ends_by_its_length_has_that_many_tokens(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with running(cut_off_without_usage) as server:
+        assert serve(server.url) == 0
+    assert json.loads(capsys.readouterr().out)["total_output_tokens"] == 30
 
 
 def test_events_are_found_however_the_bytes_are_cut() -> None:

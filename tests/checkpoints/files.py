@@ -7,7 +7,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I64": 8, "F8_E4M3": 1}
+from inference_server.checkpoints.native_weights import native_vectors
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I64": 8, "F8_E4M3": 1}
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -53,6 +55,43 @@ def write_folder(folder: Path, config: dict[str, Any] | None = None, **side_file
     for stem, value in side_files.items():
         (folder / f"{stem}.json").write_text(json.dumps(value))
     return folder
+
+
+NATIVE_LLAMA: dict[str, Any] = LLAMA | {
+    "intermediate_size": 96,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+
+
+def write_native_folder(folder: Path, *, blocks: bool = False, dtype: str = "bfloat16") -> Path:
+    """A whole tiny llama that the native kernels can run; `blocks`: also its layers in blocks of 4 bits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = NATIVE_LLAMA | {"dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(config))
+    stored = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}[dtype]
+    shapes = {name: (length,) for name, length in native_vectors(config).items()} | _matrix_shapes(config)
+    write_safetensors(folder / "model.safetensors", {name: (stored, shape) for name, shape in shapes.items()})
+    if blocks:
+        parts: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name, (rows, columns) in _matrix_shapes(config).items():
+            if ".layers." in name:
+                parts[f"{name}.codes"] = ("U8", (rows, columns // 2))
+                parts |= {f"{name}.{kind}": ("F16", (rows, columns // 32)) for kind in ("scales", "minimums")}
+        write_safetensors(folder / "blocks.safetensors", parts)
+    return folder
+
+
+def _matrix_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    inner = {"q_proj": (128, 64), "k_proj": (64, 64), "v_proj": (64, 64), "o_proj": (64, 128)}
+    outer = {"gate_proj": (96, 64), "up_proj": (96, 64), "down_proj": (64, 96)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (100, 64)}
+    for index in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{index}"
+        shapes |= {f"{prefix}.self_attn.{name}.weight": shape for name, shape in inner.items()}
+        shapes |= {f"{prefix}.mlp.{name}.weight": shape for name, shape in outer.items()}
+    return shapes
 
 
 def gguf_bytes(

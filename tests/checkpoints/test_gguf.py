@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference_server.checkpoints.gguf import ArrayLength, read_gguf_header
+from inference_server.checkpoints.gguf import ArrayLength, GgufTensor, read_gguf_header
 from inference_server.errors import FetchFailed
 from tests.checkpoints.files import gguf_bytes, gguf_floats, gguf_string, gguf_strings, gguf_u32
 
@@ -30,8 +30,12 @@ def test_metadata_and_tensors_are_found(tmp_path: Path) -> None:
     assert header.metadata["llama.block_count"] == 2
     assert header.metadata["tokenizer.ggml.tokens"] == ArrayLength(3)
     assert header.metadata["tokenizer.ggml.scores"] == ArrayLength(2)
-    assert (header.num_tensors, header.num_parameters, header.file_bytes) == (2, 16, len(GOOD))
+    assert (header.num_parameters, header.file_bytes) == (16, len(GOOD))
     assert header.data_start == len(GOOD) - 64
+    assert header.tensors == {
+        "a": GgufTensor(kind=0, shape=(2, 4), start=header.data_start),
+        "b": GgufTensor(kind=0, shape=(8,), start=header.data_start + 32),
+    }
 
 
 @pytest.mark.parametrize("length", [0, 3, 20, 60, 120, len(GOOD) - 60])

@@ -44,7 +44,7 @@ def test_it_shows_the_models_as_they_would_be_served() -> None:
         "small",
         "auto",
         "auto",
-        "none",
+        "auto",
         "model's",
         "4096 tokens",
         "10m",

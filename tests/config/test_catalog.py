@@ -52,6 +52,9 @@ models:
     keep_alive: -1
     trust_remote_code: true
     allow_pickle: true
+    speculation: prompt-lookup
+    max_draft_tokens: 5
+    max_drafting_seqs: 2
     defaults: {temperature: 0.7, top_k: 40, max_tokens: 100}
   large: {source: org/large, kv_cache: {tokens: 65536}}
 """
@@ -89,6 +92,9 @@ def test_every_key_reaches_its_field() -> None:
         keep_alive_s=None,
         trust_remote_code=True,
         allow_pickle=True,
+        speculation="prompt-lookup",
+        max_draft_tokens=5,
+        max_drafting_seqs=2,
         defaults=SamplingDefaults(temperature=0.7, top_k=40, max_tokens=100),
     )
 
@@ -145,11 +151,14 @@ def test_unknown_keys_are_refused_at_every_level(text: str, expected: str) -> No
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("quantization: awq", "`awq` is not supported yet; use one of: none, bnb-nf4, bnb-int8"),
+        ("quantization: awq", "`awq` is not supported yet; use one of: auto, none, int8, int4, gguf, bnb"),
+        ("kernels: cuda", "expected one of auto, native, torch"),
         ("quantization: bnb-nf5", "did you mean `bnb-nf4`?"),
         ("task: embed", "`embed` is not supported yet"),
         ("device: tpu", "expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ("dtype: fp16", "expected one of auto, float32"),
+        ("speculation: eagle", "expected one of none, prompt-lookup, got 'eagle'"),
+        ("max_draft_tokens: 0", "expected a whole number from 1 to 64"),
         ("preload: maybe", "expected true or false, got 'maybe'"),
         ("max_model_len: 0", "expected a whole number from 1"),
         ("max_model_len: 4k", "expected a whole number from 1"),

@@ -58,10 +58,12 @@ def test_text_from_the_environment_becomes_the_right_type() -> None:
         "HELIXFLOW_REQUEST_TIMEOUT": "5m",
         "HELIXFLOW_SHUTDOWN_TIMEOUT": "0",
         "HELIXFLOW_MAX_BODY_BYTES": "1MiB",
+        "HELIXFLOW_PREFILL_SLOWDOWN": "1.5",
     }
     settings = resolve_settings({}, env, {})
     assert settings.log_json is True
     assert settings.enable_prefix_caching is False
+    assert settings.prefill_slowdown == 1.5
     assert settings.host_memory == 16 * 1024**3
     assert settings.gpu_memory_utilization == pytest.approx(0.8)
     assert (settings.request_timeout, settings.shutdown_timeout) == (300.0, 0.0)

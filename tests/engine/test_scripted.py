@@ -12,14 +12,19 @@ from inference_server.checkpoints.sources import ScriptedSource, parse_source
 from inference_server.engine.scripted import build_scripted_engine
 from inference_server.engine.text_engine import TextEngine
 from inference_server.errors import HelixFlowError, InsufficientMemory, ModelLoadFailed
-from inference_server.types import FinishReason, GenerationRequest, SamplingParams
+from inference_server.types import FinishReason, GenerationRequest, SamplingParams, Speculation
 from tests.engine.reference import engine_spec, greedy_request, run_to_end, tokens_of
 
 
-def build(cache: Path, source: str, stages: list[tuple[str, float | None]] | None = None) -> TextEngine:
+def build(
+    cache: Path,
+    source: str,
+    stages: list[tuple[str, float | None]] | None = None,
+    speculation: Speculation | None = None,
+) -> TextEngine:
     parsed = parse_source(source)
     assert isinstance(parsed, ScriptedSource)
-    spec = engine_spec(write_scripted_folder(parsed, cache), scripted=True)
+    spec = engine_spec(write_scripted_folder(parsed, cache), scripted=True, speculation=speculation)
     noted = [] if stages is None else stages
     return build_scripted_engine(spec, lambda stage, fraction: noted.append((stage, fraction)))[0]
 
@@ -64,6 +69,34 @@ def test_a_scripted_failure_fails_one_batch(tmp_path: Path, caplog: pytest.LogCa
     assert generate(engine, SamplingParams(max_tokens=3)) == (b"xyx", FinishReason.LENGTH)
 
 
+@pytest.mark.parametrize("options", ["max_in_flight=2", "max_in_flight=2&step_ms=1"])
+def test_with_two_steps_in_flight_it_recites_the_same(tmp_path: Path, options: str) -> None:
+    engine = build(tmp_path, f"scripted:?reply=abc&output_tokens=7&{options}")
+    assert generate(engine, SamplingParams(max_tokens=100)) == (b"abcabca", FinishReason.STOP)
+    assert generate(engine, SamplingParams(max_tokens=5)) == (b"abcab", FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_guesses_at_a_repeating_reply_are_right_and_save_steps(tmp_path: Path, max_in_flight: int) -> None:
+    engine = build(
+        tmp_path,
+        f"scripted:?reply=abcde&output_tokens=200&max_in_flight={max_in_flight}",
+        speculation=Speculation(max_draft_tokens=8),
+    )
+    engine.submit(greedy_request("r", [72, 105], 100))
+    num_steps = 0
+    tokens: list[int] = []
+    while engine.has_work:
+        outcome = engine.step()
+        num_steps += 1
+        tokens += [token for delta in outcome.deltas for token in delta.token_ids]
+        engine.check_integrity()
+    assert bytes(tokens) == b"abcde" * 20
+    stats = engine.step_stats()
+    assert stats.num_accepted_tokens == stats.num_draft_tokens > 60
+    assert num_steps < 40
+
+
 def test_loading_shows_progress(tmp_path: Path) -> None:
     stages: list[tuple[str, float | None]] = []
     build(tmp_path, "scripted:?load_ms=20", stages)
@@ -79,6 +112,7 @@ def test_loading_shows_progress(tmp_path: Path) -> None:
         ("load_error=failed", ModelLoadFailed),
         ("unheard_of=1", ModelLoadFailed),
         ("step_ms=soon", ModelLoadFailed),
+        ("max_in_flight=3", ModelLoadFailed),
     ],
 )
 def test_load_errors_come_as_scripted(tmp_path: Path, options: str, error: type[HelixFlowError]) -> None:

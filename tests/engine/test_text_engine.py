@@ -8,41 +8,66 @@ from collections.abc import Sequence as Seq
 
 import pytest
 
+from inference_server.engine.contract import StepRunner
 from inference_server.engine.text_engine import INVALID_TOKEN, TextEngine
 from inference_server.errors import ContextTooLong, InvalidRequest
 from inference_server.scheduling.batch import Batch
-from inference_server.scheduling.scheduler import Scheduler, SchedulerConfig
+from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.scheduling.scheduler import Scheduler
 from inference_server.types import FinishReason, GenerationRequest, SamplingParams
 from tests.engine.reference import greedy_request, run_to_end, tokens_of
 
 VOCAB_SIZE = 100
 EOS = 2
+Script = Callable[[Batch], Seq[int]]
 
 
 class FakeRunner:
-    """Answers each sequence with its number of tokens, unless a step has another script."""
+    """Answers each sequence with its number of tokens, unless a step has another script.
 
-    def __init__(self) -> None:
-        self.scripts: dict[int, Callable[[Batch], Seq[int]]] = {}
+    `launch_scripts` take effect when a step is launched, `scripts` when its tokens are asked for.
+    """
+
+    def __init__(self, max_in_flight: int = 1) -> None:
+        self.max_in_flight = max_in_flight
+        self.launch_scripts: dict[int, Script] = {}
+        self.scripts: dict[int, Script] = {}
         self.batches: list[list[str]] = []
+        self.log: list[str] = []
         self.fatal: type[Exception] | None = None
 
-    def execute(self, batch: Batch) -> Seq[int]:
+    def launch(self, batch: Batch) -> FakeStep:
         self.batches.append([item.sequence.request_id for item in batch.scheduled])
-        script = self.scripts.pop(len(self.batches), None)
-        return script(batch) if script else [item.sequence.num_tokens for item in batch.sampling]
+        number = len(self.batches)
+        self.log.append(f"launch {number}")
+        if number in self.launch_scripts:
+            self.launch_scripts[number](batch)
+        return FakeStep(self, number, batch)
 
     def is_fatal(self, error: Exception) -> bool:
         return self.fatal is not None and isinstance(error, self.fatal)
 
 
-def make_engine(runner: FakeRunner, **changes: int) -> TextEngine:
+class FakeStep:
+    def __init__(self, runner: FakeRunner, number: int, batch: Batch) -> None:
+        self._runner = runner
+        self._number = number
+        self._batch = batch
+        self._answer = [item.sample_position for item in batch.sampling]
+
+    def tokens(self) -> Seq[Seq[int]]:
+        self._runner.log.append(f"collect {self._number}")
+        script = self._runner.scripts.get(self._number)
+        return [(token,) for token in (script(self._batch) if script else self._answer)]
+
+
+def make_engine(runner: StepRunner, **changes: int) -> TextEngine:
     limits = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 64, "num_blocks": 32}
     config = SchedulerConfig(**(limits | changes), eos_token_ids=frozenset({EOS}))  # type: ignore[arg-type]
     return TextEngine(Scheduler(config), runner, VOCAB_SIZE)
 
 
-def broken(error: Exception) -> Callable[[Batch], Seq[int]]:
+def broken(error: Exception) -> Script:
     def raise_it(batch: Batch) -> Seq[int]:
         raise error
 
@@ -158,3 +183,88 @@ def test_a_step_reports_what_it_computed() -> None:
     assert (stats.step_num_seqs, stats.step_num_tokens) == (2, 20)
     assert stats.step_seconds > 0
     assert engine.step().stats.step_num_tokens == 2
+
+
+def test_the_next_step_is_launched_before_the_tokens_of_the_last_are_asked_for() -> None:
+    runner = FakeRunner(max_in_flight=2)
+    engine = make_engine(runner)
+    engine.submit(greedy_request("a", [5] * 3, 4))
+    deltas = run_to_end(engine)["a"]
+    assert tokens_of(deltas) == [3, 4, 5, 6]
+    assert runner.log == [
+        *("launch 1", "launch 2", "collect 1", "launch 3", "collect 2", "launch 4", "collect 3", "collect 4")
+    ]
+
+
+def test_a_token_after_the_end_is_computed_in_vain_and_not_delivered() -> None:
+    runner = FakeRunner(max_in_flight=2)
+    engine = make_engine(runner)
+    sampling = SamplingParams(max_tokens=9, temperature=0.0)
+    engine.submit(GenerationRequest(request_id="a", prompt_token_ids=(5,), sampling=sampling))
+    runner.scripts[2] = lambda batch: [EOS]
+    deltas = run_to_end(engine)["a"]
+    assert tokens_of(deltas) == [1, EOS]
+    assert len(runner.batches) == 3
+    assert not engine.has_work
+    assert engine.step_stats().kv_cache_usage == 0.0
+
+
+@pytest.mark.parametrize("at_launch", [True, False])
+def test_a_failing_step_fails_in_its_turn_and_takes_along_what_depends_on_it(
+    at_launch: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = FakeRunner(max_in_flight=2)
+    engine = make_engine(runner, max_num_seqs=2)
+    (runner.launch_scripts if at_launch else runner.scripts)[3] = broken(ValueError("no"))
+    for name in ("a", "b", "waiting"):
+        engine.submit(greedy_request(name, [5] * 10, 9))
+    outcomes = []
+    with caplog.at_level(logging.CRITICAL, logger="inference_server.engine.text_engine"):
+        while not any(outcome.failures for outcome in outcomes):
+            outcomes.append(engine.step())
+            engine.check_integrity()
+    assert [len(outcome.deltas) for outcome in outcomes] == [2, 2, 0]
+    assert [failure.request_id for failure in outcomes[-1].failures] == ["a", "b"]
+    deltas = run_to_end(engine)
+    assert list(deltas) == ["waiting"]
+    assert tokens_of(deltas["waiting"]) == list(range(10, 19))
+    assert engine.step_stats().kv_cache_usage == 0.0
+
+
+def test_a_request_that_comes_while_a_step_is_in_flight_joins_the_next() -> None:
+    runner = FakeRunner(max_in_flight=2)
+    engine = make_engine(runner)
+    engine.submit(greedy_request("a", [5], 9))
+    engine.step()
+    engine.submit(greedy_request("b", [5], 3))
+    run_to_end(engine)
+    assert runner.batches[:4] == [["a"], ["a"], ["a", "b"], ["a", "b"]]
+
+
+def test_an_invalid_token_in_flight_fails_its_request_once() -> None:
+    runner = FakeRunner(max_in_flight=2)
+    engine = make_engine(runner)
+    for name in ("a", "b"):
+        engine.submit(greedy_request(name, [5] * 4, 5))
+    runner.scripts[2] = lambda batch: [7, INVALID_TOKEN]
+    runner.scripts[3] = lambda batch: [8, INVALID_TOKEN]
+    outcomes = [engine.step() for _ in range(3)]
+    assert [len(outcome.failures) for outcome in outcomes] == [0, 1, 0]
+    assert [len(outcome.deltas) for outcome in outcomes] == [2, 1, 1]
+    assert set(run_to_end(engine)) == {"a"}
+
+
+def test_an_id_that_comes_back_while_its_first_owner_is_in_flight_is_another_request() -> None:
+    runner = FakeRunner(max_in_flight=2)
+    engine = make_engine(runner)
+    engine.submit(greedy_request("a", [5] * 4, 9))
+    engine.step()
+    engine.abort("a")
+    engine.submit(greedy_request("a", [5] * 7, 3))
+    runner.scripts[2] = lambda batch: [INVALID_TOKEN]
+    assert tokens_of(run_to_end(engine)["a"]) == [7, 8, 9]
+
+
+def test_a_step_without_work_is_nothing() -> None:
+    outcome = make_engine(FakeRunner()).step()
+    assert (outcome.deltas, outcome.failures, outcome.fatal) == ((), (), None)

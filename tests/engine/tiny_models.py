@@ -18,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -72,13 +74,62 @@ def _gpt2() -> Any:
     )
 
 
+_NATIVE = _COMMON | {"hidden_size": 96, "num_attention_heads": 6, "initializer_range": 0.1}
+
+
+def _native_llama() -> Any:
+    return LlamaForCausalLM(LlamaConfig(**_NATIVE, head_dim=32, tie_word_embeddings=True))
+
+
+def _native_mistral() -> Any:
+    return MistralForCausalLM(MistralConfig(**_NATIVE, head_dim=32, sliding_window=20))
+
+
+def _native_qwen2() -> Any:
+    model = Qwen2ForCausalLM(Qwen2Config(**_NATIVE | {"hidden_size": 192}))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def _native_qwen3() -> Any:
+    model = Qwen3ForCausalLM(Qwen3Config(**_NATIVE, head_dim=64, tie_word_embeddings=True))
+    return _with_uneven_norms(model)
+
+
+def _native_gemma3() -> Any:
+    layer_types = ["sliding_attention", "full_attention", "sliding_attention"]
+    model = Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **_NATIVE | {"num_key_value_heads": 1}, head_dim=32, sliding_window=17, layer_types=layer_types
+        )
+    )
+    return _with_uneven_norms(model)
+
+
+def _with_uneven_norms(model: Any) -> Any:
+    """Norm weights that differ, so that a misplaced one shows."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+NATIVE_FAMILIES = {
+    "llama": _native_llama,
+    "mistral": _native_mistral,
+    "qwen2": _native_qwen2,
+    "qwen3": _native_qwen3,
+    "gemma3": _native_gemma3,
+}
 FAMILIES = {"llama": _llama, "qwen3": _qwen3, "mistral": _mistral, "gemma3": _gemma3, "gpt2": _gpt2}
 
 
-def save_tiny_model(family: str, folder: Path) -> Path:
-    """Build one model with a fixed seed and save it as a checkpoint folder."""
+def save_tiny_model(family: str, folder: Path, *, native: bool = False) -> Path:
+    """Build one model with a fixed seed and save it as a checkpoint folder; `native`: for our CPU kernels."""
     torch.manual_seed(1234)
-    model = FAMILIES[family]().float().eval()
+    model = (NATIVE_FAMILIES if native else FAMILIES)[family]().float().eval()
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)
     return folder

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
+from inference_server.checkpoints.facts import read_config
+from inference_server.checkpoints.native import native_shape
+from inference_server.checkpoints.native_weights import native_weight_bytes
 from inference_server.config.catalog import KvCacheSpec, ModelSpec
 from inference_server.config.settings import Settings
-from inference_server.errors import ModelLoadFailed
+from inference_server.errors import ConfigError, ModelLoadFailed
 from inference_server.model_manager import workspace
 from inference_server.model_manager.manager import planner_for
-from inference_server.model_manager.plan import ModelPlan, plan_model, resolve_dtype
+from inference_server.model_manager.plan import ModelPlan, plan_model
+from inference_server.types import Speculation
+from tests.checkpoints.files import write_native_folder
 
 GIB = 1024**3
 CONFIG = {
@@ -136,22 +141,29 @@ def test_a_device_that_is_not_here_is_refused(folder: Path, device: str) -> None
         plan(folder, device=device)
 
 
-def test_auto_dtype_is_bfloat16_on_a_cpu_only_where_the_cpu_is_fast_with_it() -> None:
-    fast = frozenset({"avx512_bf16"})
-    assert resolve_dtype("auto", "bfloat16", "cpu", frozenset()) == "float32"
-    assert resolve_dtype("auto", "bfloat16", "cpu", fast) == "bfloat16"
-    assert resolve_dtype("auto", "float32", "cpu", fast) == "float32"
-    assert resolve_dtype("auto", "float16", "cuda:0", frozenset()) == "float16"
-    assert resolve_dtype("auto", None, "cuda:0", frozenset()) == "bfloat16"
-    assert resolve_dtype("float16", "bfloat16", "cpu", frozenset()) == "float16"
-
-
 def test_the_load_message_carries_the_engine_settings(folder: Path) -> None:
     settings = Settings(max_num_seqs=7, max_num_batched_tokens=99, num_threads=3, enable_prefix_caching=False)
     load = plan(folder, settings=settings, trust_remote_code=True).load
     assert (load.max_num_seqs, load.max_num_batched_tokens, load.num_threads) == (7, 99, 3)
     assert (load.enable_prefix_caching, load.trust_remote_code, load.scripted) == (False, True, False)
     assert (load.model, load.folder) == ("m", str(folder))
+
+
+def test_the_load_message_carries_pacing_and_speculation(folder: Path) -> None:
+    load = plan(folder, settings=Settings(prefill_slowdown=4.0)).load
+    assert (load.prefill_slowdown, load.speculation) == (4.0, None)
+    load = plan(folder, speculation="prompt-lookup", max_draft_tokens=5).load
+    assert load.speculation == Speculation(max_draft_tokens=5)
+    assert load.prefill_slowdown == Settings().prefill_slowdown
+
+
+def test_drafts_need_workspace_for_their_logits(folder: Path) -> None:
+    def needed(**changes: object) -> int:
+        return plan(folder, settings=Settings(max_num_seqs=8), **changes).workspace_bytes
+
+    few = needed(speculation="prompt-lookup", max_draft_tokens=3, max_drafting_seqs=2)
+    assert few == needed()
+    assert needed(speculation="prompt-lookup", max_draft_tokens=3, max_drafting_seqs=4) > few
 
 
 def test_more_sequences_and_a_larger_vocabulary_need_more_workspace() -> None:
@@ -189,3 +201,66 @@ def test_the_default_planner_plans_off_the_event_loop(folder: Path) -> None:
     spec = ModelSpec(name="m", source=str(folder))
     planned = asyncio.run(planner_for(Settings())(spec, folder, {"cpu": GIB}))
     assert planned.load.model == "m"
+
+
+NATIVE_FLAGS = frozenset({"avx2", "fma", "f16c"})
+
+
+@pytest.fixture
+def native_folder(tmp_path: Path) -> Path:
+    """A whole checkpoint that the native kernels run."""
+    return write_native_folder(tmp_path / "native", blocks=True)
+
+
+def test_a_model_for_the_native_kernels_is_counted_as_they_pack_it(native_folder: Path) -> None:
+    planned = plan(native_folder, flags=NATIVE_FLAGS, max_model_len=128, quantization="none")
+    load = planned.load
+    assert (load.kernels, load.quantization, load.dtype) == ("native", "none", "bfloat16")
+    config = read_config(native_folder)
+    counted = native_weight_bytes(
+        config, quantization="none", dtype="bfloat16", block_bits={}, max_model_len=128
+    )
+    assert planned.weights_bytes == counted
+    assert planned.kv_cache_bytes == (8 * 128 + 16) * 2 * 2 * 2 * 32 * 2
+    assert planned.context_bytes == workspace.NATIVE_CONTEXT_BYTES
+    assert planned.workspace_bytes == workspace.native_workspace_bytes(
+        native_shape(config), _step_of(Settings(), vocab_size=100)
+    )
+
+
+def _step_of(settings: Settings, vocab_size: int) -> workspace.StepShape:
+    return workspace.StepShape(
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        vocab_size=vocab_size,
+        num_layers=2,
+        kv_cache_bytes=0,
+        itemsize=2,
+    )
+
+
+def test_a_format_with_fewer_bits_takes_fewer_bytes(native_folder: Path) -> None:
+    sizes = [
+        plan(native_folder, flags=NATIVE_FLAGS, quantization=quantization, max_model_len=16).weights_bytes
+        for quantization in ("none", "int8", "int4")
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    auto = plan(native_folder, flags=NATIVE_FLAGS, max_model_len=16)
+    assert auto.load.quantization == "gguf"
+    assert auto.weights_bytes < sizes[0]
+
+
+def test_what_only_cpus_compute_goes_to_the_cpu_where_the_device_is_open(native_folder: Path) -> None:
+    gpus = {"cpu": GIB, "cuda:0": GIB}
+    assert plan(native_folder, capacity=gpus, flags=NATIVE_FLAGS).device == "cuda:0"
+    assert plan(native_folder, capacity=gpus, flags=NATIVE_FLAGS, quantization="int4").device == "cpu"
+    assert plan(native_folder, capacity=gpus, flags=NATIVE_FLAGS, kernels="native").device == "cpu"
+    with pytest.raises(ConfigError, match="not on cuda:0"):
+        plan(native_folder, capacity=gpus, flags=NATIVE_FLAGS, quantization="int4", device="cuda")
+
+
+def test_rotary_tables_are_as_long_as_the_context(native_folder: Path) -> None:
+    short, long = (
+        plan(native_folder, flags=NATIVE_FLAGS, max_model_len=length).weights_bytes for length in (64, 128)
+    )
+    assert long - short == 64 * 32 * 4

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from inference_server.scheduling.prefix_cache import chained_key, root_key
 from tests.scheduling.simulation import Simulation, make_config, make_request
+from tests.scheduling.timing import TimedRun
 
 
 def cached_tokens(simulation: Simulation, *args: object, **kwargs: object) -> int:
@@ -74,12 +77,73 @@ def test_a_block_is_shared_by_two_that_run_and_outlives_the_first() -> None:
     simulation.assert_output(second)
 
 
-def test_blocks_are_not_found_before_they_are_computed() -> None:
-    simulation = Simulation(make_config(max_num_batched_tokens=64))
-    for name in ("a", "b"):
-        simulation.add(make_request(name, range(18)))
+def test_a_beginning_that_many_share_is_computed_once_though_all_come_at_once() -> None:
+    simulation = Simulation(make_config(max_num_batched_tokens=64, max_num_seqs=16, num_blocks=200))
+    requests = [make_request(str(number), [*range(40), number]) for number in range(16)]
+    for request in requests:
+        simulation.add(request)
     simulation.step()
-    assert simulation.cached == {"a": 0, "b": 0}
+    assert simulation.scheduler.num_running == 1
+    simulation.step()
+    assert simulation.cached == {"0": 0} | {str(number): 40 for number in range(1, 16)}
+    simulation.run()
+    for request in requests:
+        simulation.assert_output(request)
+
+
+@pytest.mark.parametrize("slowdown", [0.0, 2.5])
+def test_a_shared_1000_token_beginning_gives_16_first_tokens_five_times_sooner(slowdown: float) -> None:
+    first_tokens_s = []
+    for enable_prefix_caching in (False, True):
+        config = make_config(
+            max_num_seqs=64,
+            max_num_batched_tokens=512,
+            max_model_len=2048,
+            block_size=16,
+            num_blocks=2048,
+            enable_prefix_caching=enable_prefix_caching,
+            prefill_slowdown=slowdown,
+        )
+        run = TimedRun(config)
+        for number in range(16):
+            run.add(str(number), 1000 + 2 * number, 64, salt="the same")
+        while len(run.first_s) < 16:
+            run.step()
+        first_tokens_s.append(median(run.first_s.values()))
+    assert first_tokens_s[0] > 5 * first_tokens_s[1]
+
+
+def test_blocks_are_not_found_before_they_are_computed() -> None:
+    simulation = Simulation(make_config(max_num_batched_tokens=8))
+    simulation.add(make_request("a", range(18)))
+    simulation.add(make_request("b", range(18)))
+    counts = []
+    while "b" not in simulation.cached:
+        simulation.step()
+        counts.append({s.sequence.request_id: s.start for s in simulation.batches[-1].scheduled})
+    assert counts[:3] == [{"a": 0}, {"a": 8}, {"a": 16, "b": 16}]
+
+
+def test_who_shares_nothing_does_not_wait_behind_those_that_do() -> None:
+    simulation = Simulation(make_config(max_num_batched_tokens=64))
+    for name, prompt in (("a", range(18)), ("same", range(18)), ("other", range(20, 38))):
+        simulation.add(make_request(name, prompt))
+    batch = simulation.schedule()
+    assert [item.sequence.request_id for item in batch.scheduled] == ["a", "other"]
+    simulation.commit(batch, simulation.model.execute(batch))
+    simulation.run()
+
+
+def test_who_waits_for_a_beginning_computes_it_when_the_first_is_gone() -> None:
+    simulation = Simulation(make_config(max_num_batched_tokens=8))
+    waits = make_request("waits", range(18))
+    simulation.add(make_request("a", range(18)))
+    simulation.add(waits)
+    simulation.step()
+    simulation.abort("a")
+    simulation.run()
+    assert simulation.cached["waits"] == 8
+    simulation.assert_output(waits)
 
 
 def test_an_aborted_prompt_leaves_only_what_it_had_computed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference_server.errors import ContextTooLong, InternalError, InvalidRequest
+from inference_server.scheduling.batch import Batch
 from inference_server.types import FinishReason
 from tests.scheduling.simulation import EOS, Simulation, expected_output, make_config, make_request
 
@@ -247,33 +248,42 @@ def test_an_abort_between_schedule_and_commit_drops_the_result_even_if_the_id_re
     simulation.assert_output(again)
 
 
-def test_a_batch_that_is_never_committed_is_scheduled_again() -> None:
-    simulation = Simulation(make_config())
-    request = make_request("a", range(12))
-    simulation.add(request)
-    first, second = simulation.schedule(), simulation.schedule()
-    assert first == second
-    with pytest.raises(InternalError, match="scheduled last"):
-        simulation.scheduler.commit(make_batch_like(first), [])
-    simulation.commit(second, simulation.model.execute(second))
-    with pytest.raises(InternalError, match="only once"):
-        simulation.scheduler.commit(second, [])
+def test_a_step_that_fails_ends_its_requests_and_no_other() -> None:
+    simulation = Simulation(make_config(max_num_seqs=1))
+    other = make_request("other", range(12))
+    simulation.add(make_request("a", range(12)))
+    simulation.add(other)
+    batch = simulation.schedule()
+    assert simulation.fail(batch) == ["a"]
+    assert not simulation.abort("a")
     simulation.run()
-    simulation.assert_output(request)
+    simulation.assert_output(other)
+    assert "a" not in simulation.outputs
 
 
-def make_batch_like(batch):  # type: ignore[no-untyped-def]
-    """An equal batch that the scheduler has not made."""
-    return type(batch)(scheduled=batch.scheduled, preempted=batch.preempted)
+def test_only_a_batch_in_flight_can_be_committed_or_fail_and_only_once() -> None:
+    simulation = Simulation(make_config())
+    simulation.add(make_request("a", range(12)))
+    batch = simulation.schedule()
+    foreign = Batch(scheduled=batch.scheduled, preempted=batch.preempted)
+    for use in (lambda: simulation.scheduler.commit(foreign, []), lambda: simulation.scheduler.fail(foreign)):
+        with pytest.raises(InternalError, match="batch in flight"):
+            use()
+    simulation.commit(batch, simulation.model.execute(batch))
+    with pytest.raises(InternalError, match="only once"):
+        simulation.scheduler.commit(batch, [])
+    simulation.run()
 
 
-@pytest.mark.parametrize("sampled", [[], [1, 2]])
-def test_the_wrong_number_of_sampled_tokens_is_an_error_and_changes_nothing(sampled: list[int]) -> None:
+@pytest.mark.parametrize("sampled", [[], [(1,), (2,)], [()], [(1, 2)]])
+def test_tokens_that_do_not_fit_the_batch_are_an_error_and_change_nothing(
+    sampled: list[tuple[int, ...]],
+) -> None:
     simulation = Simulation(make_config())
     request = make_request("a", range(5))
     simulation.add(request)
     batch = simulation.schedule()
-    with pytest.raises(InternalError, match="tokens for 1 sequences"):
+    with pytest.raises(InternalError, match=r"for 1 sequences|no token, or more"):
         simulation.scheduler.commit(batch, sampled)
     simulation.commit(batch, simulation.model.execute(batch))
     simulation.run()

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from inference_server.errors import ContextTooLong
-from inference_server.scheduling.scheduler import SchedulerConfig
-from inference_server.types import GenerationRequest
-from tests.scheduling.simulation import Simulation, make_config, make_request
+from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.types import GenerationRequest, Speculation
+from tests.scheduling.simulation import VOCAB_SIZE, Simulation, make_config, make_request
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 THOROUGH = settings(max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
@@ -32,7 +32,15 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
         num_blocks=draw(st.just(tight) | st.integers(1, 64)),
         enable_prefix_caching=draw(st.sampled_from([True, True, True, False])),
         eos_token_ids=draw(st.sampled_from([frozenset[int](), frozenset({7}), frozenset(range(0, 50, 7))])),
+        prefill_slowdown=draw(st.sampled_from([0.0, 0.0, 1.0, 2.5])),
+        long_prompt_tokens=draw(st.sampled_from([0, 4, 12])),
+        speculation=draw(
+            st.none() | st.builds(Speculation, max_draft_tokens=lengths, max_drafting_seqs=lengths)
+        ),
     )
+
+
+lengths = st.sampled_from([1, 2, 3, 8])
 
 
 # Few tokens and repeated pieces, so that prompts share prefixes often and in many ways.
@@ -53,11 +61,17 @@ class Arrival:
 
 @dataclass
 class Story:
-    """A configuration and everything that happens to it."""
+    """A configuration and everything that happens to it.
+
+    `depth` steps are in flight at once, those of `lost_steps` fail, and the model chooses among `num_choices`
+    tokens.
+    """
 
     config: SchedulerConfig
     arrivals: list[Arrival]
-    lost_steps: set[int] = field(default_factory=set)  # steps whose batch fails and is never committed
+    lost_steps: set[int] = field(default_factory=set)
+    depth: int = 1
+    num_choices: int = VOCAB_SIZE
 
 
 @st.composite
@@ -78,7 +92,13 @@ def stories(draw: st.DrawFn) -> Story:
         step = draw(st.just(0) | st.integers(0, 20))
         abort_step = draw(st.none() | st.none() | st.none() | st.integers(step, step + 15))
         arrivals.append(Arrival(request, step, abort_step, draw(st.booleans())))
-    return Story(draw(configs()), arrivals, draw(st.sets(st.integers(0, 40), max_size=3)))
+    return Story(
+        draw(configs()),
+        arrivals,
+        lost_steps=draw(st.just(set[int]()) | st.sets(st.integers(0, 40), max_size=2)),
+        depth=draw(st.sampled_from([1, 2])),
+        num_choices=draw(st.sampled_from([1, 2, 3, VOCAB_SIZE])),
+    )
 
 
 def busy_story(seed: int) -> Story:
@@ -93,6 +113,9 @@ def busy_story(seed: int) -> Story:
         block_size=block_size,
         num_blocks=-(-max_model_len // block_size) + rng.randint(0, 8),
         enable_prefix_caching=rng.random() < 0.8,
+        prefill_slowdown=rng.choice([0.0, 0.0, 2.5]),
+        long_prompt_tokens=8,
+        speculation=Speculation(max_drafting_seqs=rng.randint(1, 10)) if rng.random() < 0.5 else None,
     )
     pieces = [[1], [2], [1, 2, 1, 2], [3] * 8]
     arrivals = []
@@ -109,7 +132,13 @@ def busy_story(seed: int) -> Story:
         step = rng.randint(0, 20)
         abort_step = step + rng.randint(0, 30) if rng.random() < 0.2 else None
         arrivals.append(Arrival(request, step, abort_step, rng.random() < 0.5))
-    return Story(config, arrivals, {rng.randint(0, 60) for _ in range(rng.randint(0, 3))})
+    return Story(
+        config,
+        arrivals,
+        lost_steps={rng.randint(0, 60) for _ in range(rng.choice([0, 0, 1, 2]))},
+        depth=rng.choice([1, 2]),
+        num_choices=rng.choice([1, 2, 3, VOCAB_SIZE]),
+    )
 
 
 @dataclass
@@ -124,23 +153,22 @@ class Outcome:
 
 def tell(story: Story) -> Outcome:
     """Play a story to its end; everything is checked after every move."""
-    simulation = Simulation(story.config)
+    simulation = Simulation(story.config, num_choices=story.num_choices)
     outcome = Outcome(simulation)
     last_event = max(max(arrival.step, arrival.abort_step or 0) for arrival in story.arrivals)
     step = 0
-    while step <= last_event or simulation.scheduler.has_unfinished:
+    while step <= last_event or simulation.has_work:
         assert step < 5000, "no end in sight"
         for arrival in story.arrivals:
             if arrival.step == step:
                 _arrive(outcome, arrival)
         _abort(outcome, story, step, in_flight=False)
-        batch = simulation.schedule()
-        if batch.scheduled and step in story.lost_steps:
-            step += 1
-            continue
-        sampled = simulation.model.execute(batch)
+        simulation.launch(story.depth)
         _abort(outcome, story, step, in_flight=True)
-        simulation.commit(batch, sampled)
+        if simulation.in_flight and step in story.lost_steps:
+            outcome.aborted.update(simulation.lose())
+        elif simulation.in_flight:
+            simulation.collect(seconds=0.01 + 0.001 * simulation.in_flight[0][0].num_tokens * (step % 3))
         step += 1
     return outcome
 
@@ -186,6 +214,8 @@ def check_story(story: Story) -> None:
     event(f"preempted: {stats.num_preemptions > 0}")
     event(f"prefix hits: {stats.prefix_cache_hits > 0}")
     event(f"aborted: {bool(outcome.aborted)}")
+    event(f"drafts accepted: {stats.num_accepted_tokens > 0}")
+    event(f"in flight: {story.depth}")
 
 
 @given(stories())
@@ -200,10 +230,15 @@ def test_every_request_of_a_crowd_ends_with_exactly_its_own_tokens(story: Story)
     check_story(story)
 
 
-def test_the_crowded_stories_do_preempt_and_share() -> None:
-    stats = [tell(busy_story(seed)).simulation.scheduler.stats() for seed in range(30)]
+def test_the_crowded_stories_do_preempt_share_carry_and_guess() -> None:
+    told = [tell(busy_story(seed)) for seed in range(40)]
+    stats = [outcome.simulation.scheduler.stats() for outcome in told]
     assert sum(found.num_preemptions > 0 for found in stats) > 12
     assert sum(found.prefix_cache_hits > 0 for found in stats) > 12
+    assert sum(found.num_accepted_tokens > 0 for found in stats) > 8
+    assert sum(found.num_accepted_tokens < found.num_draft_tokens for found in stats) > 8
+    batches = [batch for outcome in told for batch in outcome.simulation.batches]
+    assert sum(item.carries for batch in batches for item in batch.scheduled) > 100
 
 
 @pytest.mark.slow

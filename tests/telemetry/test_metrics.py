@@ -27,6 +27,8 @@ NAMES = [
     "vllm:num_preemptions",
     "vllm:prefix_cache_queries",
     "vllm:prefix_cache_hits",
+    "vllm:spec_decode_num_draft_tokens",
+    "vllm:spec_decode_num_accepted_tokens",
     "api_request_duration_seconds",
     "active_connections",
     "model_inference_seconds",
@@ -66,6 +68,14 @@ def test_counters_survive_a_new_worker_that_counts_from_zero() -> None:
     metrics.on_step("m", EngineStats(num_preemptions=2, prefix_cache_hits=16))
     assert sample(metrics, "vllm:num_preemptions_total", model_name="m") == 7
     assert sample(metrics, "vllm:prefix_cache_hits_total", model_name="m") == 48
+
+
+def test_drafts_are_counted_as_guessed_and_as_right() -> None:
+    metrics = Metrics(["m"])
+    metrics.on_step("m", EngineStats(num_draft_tokens=8, num_accepted_tokens=5))
+    metrics.on_step("m", EngineStats(num_draft_tokens=10, num_accepted_tokens=6))
+    assert sample(metrics, "vllm:spec_decode_num_draft_tokens_total", model_name="m") == 10
+    assert sample(metrics, "vllm:spec_decode_num_accepted_tokens_total", model_name="m") == 6
 
 
 def test_a_model_that_left_has_no_running_requests() -> None:

@@ -45,7 +45,7 @@ async def get_model(request: Request) -> Response:
 
 def model_object(context: ApiContext, status: ModelStatus, name: str) -> dict[str, Any]:
     """OpenAI's fields, and what a many-model server adds. An alias's parent is its model."""
-    limit = status.plan.max_model_len if status.plan is not None else status.spec.max_model_len
+    plan, spec = status.plan, status.spec
     return {
         "id": name,
         "object": "model",
@@ -53,9 +53,9 @@ def model_object(context: ApiContext, status: ModelStatus, name: str) -> dict[st
         "owned_by": "helixflow",
         "root": status.name,
         "parent": None if name == status.name else status.name,
-        "max_model_len": limit,
+        "max_model_len": plan.max_model_len if plan is not None else spec.max_model_len,
         "status": _WORDS[status.state],
-        "quantization": status.spec.quantization,
+        "quantization": plan.load.quantization if plan is not None else spec.quantization,
         "device": status.device,
         "memory_bytes": status.memory_bytes,
     }

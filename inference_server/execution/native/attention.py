@@ -13,10 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
-from inference_server.execution.native.linear import dense_rows_bfloat16, dense_rows_float32
+from inference_server.execution.native.linear import compiled, dense_rows_bfloat16, dense_rows_float32
 from inference_server.execution.native.model import (
     BLOCK,
     KEY_NORM,
@@ -26,7 +24,7 @@ from inference_server.execution.native.model import (
     ROPE,
     WINDOW,
 )
-from inference_server.execution.native.rows import compiled, inverse_rms
+from inference_server.execution.native.rows import inverse_rms
 from inference_server.execution.native.vector import (
     LANES,
     add,
@@ -34,41 +32,40 @@ from inference_server.execution.native.vector import (
     broadcast,
     exp,
     load,
+    load_one,
     max_lanes,
     maximum,
     multiply,
     multiply_add,
+    prefetch_line,
     store,
+    store_one,
     subtract,
     sum_lanes,
 )
 
 CHUNK = 128  # keys per pass: scores of a task stay in the first-level cache
-MAX_TASK_ROWS = 32  # rows of an attention task, unless one token's group alone has more
+MAX_TASK_ROWS = 36  # rows of an attention task, unless one token's group alone has more
 _BLOCKS_PER_CHUNK = CHUNK // BLOCK
+_BLOCKS_AHEAD = 2  # blocks of the next task to fetch per 16 values of a head
+_LINE_BYTES = 64
 _MASKED = np.float32(-1e30)
 
 
-def _multiply_tiles(cache: Any, *arguments: Any) -> None:
-    """`linear.dense_rows_…` for the number format of the cache."""
-
-
-@overload(_multiply_tiles)
-def _choose_tiles(
-    cache: Any, rows: Any, x: Any, x_stride: Any, panels: Any, table: Any, panel_stride: Any, segments: Any,
-    columns: Any, out: Any, out_stride: Any, adds: Any,
-) -> Any:  # fmt: skip
-    dense_rows = dense_rows_bfloat16 if cache.dtype == types.uint16 else dense_rows_float32
-
-    def run(
-        cache: Any, rows: int, x: int, x_stride: int, panels: int, table: int, panel_stride: int,
-        segments: int, columns: int, out: int, out_stride: int, adds: bool,
-    ) -> None:  # fmt: skip
-        dense_rows(
+@compiled
+def _multiply_tiles(
+    cache: Any, rows: int, x: int, x_stride: int, panels: int, table: int, panel_stride: int,
+    segments: int, columns: int, out: int, out_stride: int, adds: bool,
+) -> None:  # fmt: skip
+    """`linear.dense_rows_…` for the number format of the cache, which is known when this is compiled."""
+    if cache.itemsize == 2:
+        dense_rows_bfloat16(
             rows, x, x_stride, panels, table, panel_stride, segments, columns, out, out_stride, adds, False
         )
-
-    return run
+    else:
+        dense_rows_float32(
+            rows, x, x_stride, panels, table, panel_stride, segments, columns, out, out_stride, adds, False
+        )
 
 
 @compiled
@@ -104,9 +101,9 @@ def add_bias(model: Any, scratch: Any, layer: int, row: int) -> None:
     if bias == NONE:
         return
     qkv = scratch.qkv.reshape(-1)
-    width = scratch.qkv.shape[1]
-    for k in range(0, width, LANES):
-        store(qkv, row * width + k, add(load(qkv, row * width + k), load(model.vectors, bias + k)))
+    start = row * scratch.qkv.shape[1]
+    for k in range(0, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, LANES):
+        store(qkv, start + k, add(load(qkv, start + k), load(model.vectors, bias + k)))
 
 
 @compiled
@@ -115,18 +112,22 @@ def store_keys_and_values(
 ) -> None:
     """Write one token's keys and values, all heads, into its block.
 
-    Whoever writes the first token of a block clears its values, so that nothing stale (an infinity, say)
-    is ever multiplied by a zero weight.
+    The last token of a sequence clears the values after its own in a block that the step begins, so that
+    nothing stale (an infinity, say) is ever multiplied by a zero weight.
     """
     dim = model.head_dim
     position = batch.positions[row]
-    block = batch.block_tables[batch.sequence[row], position // BLOCK]
+    sequence = batch.sequence[row]
+    block = batch.block_tables[sequence, position // BLOCK]
     slot = position % BLOCK
     size = dim * BLOCK
     qkv = scratch.qkv.reshape(-1)
     rotated = scratch.queries[thread]
     norm = model.layers[layer, KEY_NORM]
     angle = model.layers[layer, ROPE] + position * dim
+    is_last = row + 1 == batch.sequence.size or batch.sequence[row + 1] != sequence
+    is_chunk = row > 0 and batch.sequence[row - 1] == sequence
+    first_cleared = slot + 1 if is_last and (slot == 0 or is_chunk) else BLOCK
     for head in range(model.num_kv_heads):
         key = row * scratch.qkv.shape[1] + (model.num_heads + head) * dim
         value = key + model.num_kv_heads * dim
@@ -136,35 +137,18 @@ def store_keys_and_values(
         _rotate(qkv, key, dim, factor, model.vectors, norm, model.rope, angle, rotated, 0)
         place = ((layer * blocks + block) * model.num_kv_heads + head) * 2 * size
         _scatter(cache, place + slot, rotated, dim)
-        if slot == 0:
-            for k in range(place + size, place + 2 * size, LANES):
-                store(cache, k, broadcast(np.float32(0.0)))
         for k in range(0, dim, LANES):
-            store(cache, place + size + k * BLOCK + slot * LANES, load(qkv, value + k))
+            panel = place + size + k * BLOCK
+            store(cache, panel + slot * LANES, load(qkv, value + k))
+            for empty in range(first_cleared, BLOCK):
+                store(cache, panel + empty * LANES, broadcast(np.float32(0.0)))
 
 
+@compiled
 def _scatter(cache: Any, place: int, values: Any, size: int) -> None:
     """Write a key, one number per row of 16 tokens."""
-
-
-@overload(_scatter)
-def _choose_scatter(cache: Any, place: Any, values: Any, size: Any) -> Any:
-    if cache.dtype == types.uint16:
-
-        def scatter(cache: Any, place: int, values: Any, size: int) -> None:
-            for k in range(size):
-                bits = np.float32(values[k]).view(np.uint32)
-                odd = (bits >> np.uint32(16)) & np.uint32(1)
-                if values[k] == values[k]:
-                    bits = bits + np.uint32(0x7FFF) + odd
-                cache[place + k * BLOCK] = np.uint16(bits >> np.uint32(16))
-    else:
-
-        def scatter(cache: Any, place: int, values: Any, size: int) -> None:
-            for k in range(size):
-                cache[place + k * BLOCK] = values[k]
-
-    return scatter
+    for k in range(size):
+        store_one(cache, place + k * BLOCK, load_one(values, k))
 
 
 @compiled
@@ -177,14 +161,18 @@ def attend(
     layer: int,
     tile: int,
     head: int,
+    next_tile: int,
+    next_head: int,
     thread: int,
 ) -> None:
-    """One task: the queries of `batch.tiles[tile]` for one kv head, into `scratch.attention`."""
+    """One task: the queries of `batch.tiles[tile]` for one kv head, into `scratch.attention`.
+
+    While it multiplies with values, the first blocks of the next task are on their way from memory.
+    """
     dim = model.head_dim
     group = model.num_heads // model.num_kv_heads
     first, last = batch.tiles[tile, 0], batch.tiles[tile, 1]
     rows = (last - first) * group
-    sequence = batch.sequence[first]
     window = model.layers[layer, WINDOW]
     queries, scores, values, maxima = (
         scratch.queries[thread],
@@ -195,56 +183,57 @@ def attend(
     _load_queries(model, batch, scratch, layer, first, last, head, queries)
     for row in range(rows):
         maxima[row], maxima[rows + row] = _MASKED, np.float32(0.0)
-    end = batch.positions[last - 1] + 1
-    begin = 0 if window == 0 else max(0, batch.positions[first] + 1 - window)
     size = dim * BLOCK
-    block_stride = model.num_kv_heads * 2 * size * cache.itemsize
+    block_bytes = 2 * size * cache.itemsize  # a head's keys and values lie together
+    block_stride = model.num_kv_heads * block_bytes
     keys = address(cache, (layer * blocks * model.num_kv_heads + head) * 2 * size)
+    next_keys = keys + (next_head - head) * block_bytes
     table = batch.block_tables.reshape(-1)
-    table_start = sequence * batch.block_tables.shape[1]
-    chunk = begin // BLOCK * BLOCK
-    is_first = True
-    while chunk < end:
-        num_blocks = min(_BLOCKS_PER_CHUNK, (end - chunk + BLOCK - 1) // BLOCK)
-        for index in range(num_blocks):
-            place = address(table, table_start + chunk // BLOCK + index)
+    start, num_blocks = _span(batch, tile, window)
+    next_start, next_num_blocks = _span(batch, next_tile, window)
+    chunk_position = (start - batch.sequence[first] * batch.block_tables.shape[1]) * BLOCK
+    for done in range(0, num_blocks, _BLOCKS_PER_CHUNK):
+        chunk = min(_BLOCKS_PER_CHUNK, num_blocks - done)
+        places = address(table, start + done)
+        for index in range(chunk):
+            following = start + min(done + index + 1, num_blocks - 1)
+            _prefetch(keys + table[following] * block_stride, block_bytes)
             _multiply_tiles(
-                cache, rows, address(queries, 0), dim, keys, place, block_stride, 1, dim,
+                cache, rows, address(queries, 0), dim, keys, places + 8 * index, block_stride, 1, dim,
                 address(scores, index * BLOCK), CHUNK, False,
             )  # fmt: skip
-        for token in range(first, last):
-            position = batch.positions[token]
-            low = 0 if window == 0 else max(0, position + 1 - window - chunk)
-            high = min(position + 1 - chunk, num_blocks * BLOCK)
-            for g in range(group):
-                row = (token - first) * group + g
-                _soften(
-                    scores,
-                    row * CHUNK,
-                    num_blocks * BLOCK,
-                    low,
-                    high,
-                    maxima,
-                    row,
-                    rows,
-                    values,
-                    row * dim,
-                    dim,
-                )
-        place = address(table, table_start + chunk // BLOCK)
-        for k in range(0, dim, LANES):
-            _multiply_tiles(
-                cache, rows, address(scores, 0), CHUNK, keys + (size + k * BLOCK) * cache.itemsize, place,
-                block_stride, num_blocks, BLOCK, address(values, k), dim, not is_first,
+        for row in range(rows):
+            position = batch.positions[first + row // group] - chunk_position
+            low = 0 if window == 0 else max(0, position + 1 - window)
+            _soften(
+                scores, row * CHUNK, chunk * BLOCK, low, min(position + 1, chunk * BLOCK), maxima, row, rows,
+                values, row * dim, dim,
             )  # fmt: skip
-        is_first = False
-        chunk += CHUNK
+        for k in range(0, dim, LANES):
+            if done == 0:
+                ahead = k // LANES * _BLOCKS_AHEAD
+                for index in range(ahead, min(ahead + _BLOCKS_AHEAD, next_num_blocks)):
+                    _prefetch(next_keys + table[next_start + index] * block_stride, block_bytes)
+            _multiply_tiles(
+                cache, rows, address(scores, 0), CHUNK, keys + (size + k * BLOCK) * cache.itemsize, places,
+                block_stride, chunk, BLOCK, address(values, k), dim, done > 0,
+            )  # fmt: skip
+        chunk_position += CHUNK
     out = scratch.attention.reshape(-1)
     for row in range(rows):
         inverse = broadcast(np.float32(1.0) / maxima[rows + row])
         start = (first + row // group) * scratch.attention.shape[1] + (head * group + row % group) * dim
         for k in range(0, dim, LANES):
             store(out, start + k, multiply(load(values, row * dim + k), inverse))
+
+
+@compiled
+def _span(batch: Any, tile: int, window: int) -> tuple[int, int]:
+    """(place in `block_tables` of the first block that a task reads, number of blocks)."""
+    first, last = batch.tiles[tile, 0], batch.tiles[tile, 1]
+    begin = 0 if window == 0 else max(0, batch.positions[first] + 1 - window) // BLOCK
+    end = batch.positions[last - 1] // BLOCK + 1
+    return batch.sequence[first] * batch.block_tables.shape[1] + begin, end - begin
 
 
 @compiled
@@ -294,9 +283,9 @@ def _soften(
             store(scores, start + k, broadcast(np.float32(0.0)))
         return
     for k in range(low):
-        scores[start + k] = _MASKED
+        store_one(scores, start + k, _MASKED)
     for k in range(high, size):
-        scores[start + k] = _MASKED
+        store_one(scores, start + k, _MASKED)
     largest = broadcast(maxima[row])
     for k in range(start, start + size, LANES):
         largest = maximum(largest, load(scores, k))
@@ -308,13 +297,15 @@ def _soften(
             store(values, k, multiply(load(values, k), factor))
     maxima[row] = top
     shift = broadcast(top)
-    for k in range(start, start + size, LANES):
-        store(scores, k, exp(subtract(load(scores, k), shift)))
-    for k in range(low):
-        scores[start + k] = np.float32(0.0)
-    for k in range(high, size):
-        scores[start + k] = np.float32(0.0)
     total = broadcast(np.float32(0.0))
     for k in range(start, start + size, LANES):
-        total = add(total, load(scores, k))
+        weight = exp(subtract(load(scores, k), shift))
+        total = add(total, weight)
+        store(scores, k, weight)
     maxima[rows + row] += sum_lanes(total)
+
+
+@compiled
+def _prefetch(place: int, num_bytes: int) -> None:
+    for line in range(place, place + num_bytes, _LINE_BYTES):
+        prefetch_line(line)

@@ -21,26 +21,35 @@ from inference_server.execution.native.tiles import (
     GROUP_BYTES_4,
     GROUP_BYTES_8,
     PANEL,
-    WIDE_TILE,
+    TILES,
     dense_tile,
     quantized_tile,
 )
 from inference_server.execution.native.vector import address
 
-ROW_BLOCK = 128  # rows whose inputs stay in the second-level cache while panels stream past
+ROW_BLOCK = 120  # rows whose inputs stay in the second-level cache while panels stream past
 _TASKS_PER_BLOCK = 16  # enough for threads to balance, few enough to claim cheaply
 
-_q4_wide, _q4_4, _q4_2, _q4_1 = (quantized_tile(4, rows) for rows in (WIDE_TILE, 4, 2, 1))
-_q8_wide, _q8_4, _q8_2, _q8_1 = (quantized_tile(8, rows) for rows in (WIDE_TILE, 4, 2, 1))
-_b16_wide, _b16_4, _b16_2, _b16_1 = (dense_tile(True, rows) for rows in (WIDE_TILE, 4, 2, 1))
-_f32_wide, _f32_4, _f32_2, _f32_1 = (dense_tile(False, rows) for rows in (WIDE_TILE, 4, 2, 1))
-_HAS_WIDER = WIDE_TILE > 4
+
+_tile_4_bits, _tile_8_bits = quantized_tile(4), quantized_tile(8)
+_tile_bfloat16, _tile_float32 = dense_tile(True), dense_tile(False)
+
+compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
 
 
-def _quantized_panel(wide: Any, tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
+@compiled
+def _tile_rows(left: int) -> int:
+    """Rows of the next tile when `left` are left."""
+    for size in TILES:
+        if left >= size:
+            return size
+    return 1
+
+
+def _quantized_panel(tile: Any) -> Any:
     """One panel times rows [first, last) of 16-bit inputs, in tiles."""
 
-    @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+    @compiled
     def run(
         quantized: Any,
         factors: Any,
@@ -63,28 +72,17 @@ def _quantized_panel(wide: Any, tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
             f = address(factors, row)
             s = address(flat_sums, row * groups)
             o = address(flat_out, row * width + out_start)
-            fresh = row == first
-            left = last - row
-            if _HAS_WIDER and left >= WIDE_TILE:
-                wide(x, stride, f, s, groups, panel, columns, o, width, adds, fresh)
-                row += WIDE_TILE
-            elif left >= 4:
-                tile_4(x, stride, f, s, groups, panel, columns, o, width, adds, fresh)
-                row += 4
-            elif left >= 2:
-                tile_2(x, stride, f, s, groups, panel, columns, o, width, adds, fresh)
-                row += 2
-            else:
-                tile_1(x, stride, f, s, groups, panel, columns, o, width, adds, fresh)
-                row += 1
+            rows = _tile_rows(last - row)
+            tile(rows, x, stride, f, s, groups, panel, columns, o, width, adds, row == first)
+            row += rows
 
     return run
 
 
-def _dense_rows(wide: Any, tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
+def _dense_rows(tile: Any) -> Any:
     """Panels in segments (see `tiles.dense_tile`) times `rows` rows of float32 inputs, in tiles."""
 
-    @njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+    @compiled
     def run(
         rows: int,
         x: int,
@@ -104,36 +102,20 @@ def _dense_rows(wide: Any, tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
             a = x + 4 * row * x_stride
             o = out + 4 * row * out_stride
             fresh = prefetch and row == 0
-            left = rows - row
-            if _HAS_WIDER and left >= WIDE_TILE:
-                wide(a, x_stride, panels, table, panel_stride, segments, columns, o, out_stride, adds, fresh)
-                row += WIDE_TILE
-            elif left >= 4:
-                tile_4(
-                    a, x_stride, panels, table, panel_stride, segments, columns, o, out_stride, adds, fresh
-                )
-                row += 4
-            elif left >= 2:
-                tile_2(
-                    a, x_stride, panels, table, panel_stride, segments, columns, o, out_stride, adds, fresh
-                )
-                row += 2
-            else:
-                tile_1(
-                    a, x_stride, panels, table, panel_stride, segments, columns, o, out_stride, adds, fresh
-                )
-                row += 1
+            size = _tile_rows(rows - row)
+            tile(
+                size, a, x_stride, panels, table, panel_stride, segments, columns, o, out_stride, adds, fresh
+            )
+            row += size
 
     return run
 
 
-_panel_4_bits = _quantized_panel(_q4_wide, _q4_4, _q4_2, _q4_1)
-_panel_8_bits = _quantized_panel(_q8_wide, _q8_4, _q8_2, _q8_1)
-dense_rows_bfloat16 = _dense_rows(_b16_wide, _b16_4, _b16_2, _b16_1)
-dense_rows_float32 = _dense_rows(_f32_wide, _f32_4, _f32_2, _f32_1)
+_panel_4_bits, _panel_8_bits = _quantized_panel(_tile_4_bits), _quantized_panel(_tile_8_bits)
+dense_rows_bfloat16, dense_rows_float32 = _dense_rows(_tile_bfloat16), _dense_rows(_tile_float32)
 
 
-@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+@compiled
 def panel_bytes(format_: int, columns: int) -> int:
     """Bytes of one panel of 16 outputs."""
     if format_ == BITS_4:
@@ -143,7 +125,7 @@ def panel_bytes(format_: int, columns: int) -> int:
     return columns * PANEL * (2 if format_ == BFLOAT16 else 4)
 
 
-@njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+@compiled
 def multiply(
     model: Any, scratch: Any, matrix: int, num_rows: int, out: Any, adds: bool, counters: Any, phase: int
 ) -> None:

@@ -64,6 +64,13 @@ class Model(NamedTuple):
     attention_scale: float
     embedding_scale: float
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(
+            array.nbytes for array in (self.arena, self.matrices, self.vectors, self.rope, self.layers)
+        )
+
 
 class Batch(NamedTuple):
     """One step's tokens, sequence after sequence, as flat rows.

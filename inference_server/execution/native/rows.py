@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from inference_server.execution.native.linear import panel_bytes
+from inference_server.execution.native.linear import compiled, panel_bytes
 from inference_server.execution.native.model import (
     BFLOAT16,
     BITS_4,
@@ -28,12 +27,14 @@ from inference_server.execution.native.vector import (
     exp,
     half_to_float,
     load,
+    load_one,
     max_lanes,
     maximum,
     multiply,
     multiply_add,
     rint,
     store,
+    store_one,
     store_rounded_int16,
     subtract,
     sum_lanes,
@@ -41,8 +42,6 @@ from inference_server.execution.native.vector import (
 
 _LARGEST = np.float32(32767.0)
 _SMALLEST_SCALE = np.float32(1e-30)  # a row of zeros stays a row of zeros
-
-compiled = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 
 
 @compiled
@@ -86,8 +85,8 @@ def gated(gate_up: Any, start: int, size: int, activation: int, out: Any, out_st
 
 
 @compiled
-def quantize(scratch: Any, row: int, size: int) -> None:
-    """Fill `quantized`, `factors` and `sums` of one row from `inputs`."""
+def quantize(scratch: Any, row: int, size: int, with_sums: bool) -> None:
+    """Fill `quantized`, `factors` and, if asked to, `sums` of one row from `inputs`."""
     inputs, quantized, sums = (
         scratch.inputs.reshape(-1),
         scratch.quantized.reshape(-1),
@@ -107,7 +106,8 @@ def quantize(scratch: Any, row: int, size: int) -> None:
         high = rint(multiply(load(inputs, k + LANES), inverse))
         store_rounded_int16(quantized, k, low)
         store_rounded_int16(quantized, k + LANES, high)
-        sums[first_sum + group] = sum_lanes(add(low, high))
+        if with_sums:
+            store_one(sums, first_sum + group, sum_lanes(add(low, high)))
 
 
 @compiled
@@ -141,9 +141,8 @@ def embed(model: Any, token: int, out: Any, out_start: int) -> None:
     elif format_ == BFLOAT16:
         words = arena.view(np.uint16)
         for k in range(columns):
-            bits = np.uint32(words[start // 2 + k * PANEL + lane]) << np.uint32(16)
-            out[out_start + k] = bits.view(np.float32) * scale
+            out[out_start + k] = load_one(words, start // 2 + k * PANEL + lane) * scale
     else:
         floats = arena.view(np.float32)
         for k in range(columns):
-            out[out_start + k] = floats[start // 4 + k * PANEL + lane] * scale
+            out[out_start + k] = load_one(floats, start // 4 + k * PANEL + lane) * scale

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from inference_server.execution.native.vector import INT32, INT64, element_pointer
 
 _SPACING = 8  # int64 values between counters: one cache line
+_STAMP = 1  # where a phase's line holds the time of its end
 _SPINS = 4000
 
 
@@ -70,19 +71,31 @@ def _yield_core(_typing: Any) -> Any:
     return types.void(), generate
 
 
-@njit(cache=True, nogil=True)
+@intrinsic
+def _cycles(_typing: Any) -> Any:
+    """The processor's time stamp counter."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        type_ = ir.FunctionType(INT64, [])
+        function = cgutils.get_or_insert_function(builder.module, type_, "llvm.readcyclecounter")
+        return builder.call(function, [])
+
+    return types.int64(), generate
+
+
+@njit(nogil=True)
 def claim(counters: Any, phase: int, count: int) -> int:
     """The first of the next `count` tasks of a phase (the caller checks it against the phase's size)."""
     return int(_fetch_add(counters, (phase + 1) * _SPACING, count))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def meet(counters: Any, phase: int, num_threads: int) -> None:
-    """Return once all threads have come to the end of this phase."""
-    if num_threads == 1:
-        return
-    _fetch_add(counters, 0, 1)
+    """Return once all threads have come to the end of this phase. The last one notes the time."""
     expected = (phase + 1) * num_threads
+    if _fetch_add(counters, 0, 1) + 1 == expected:
+        counters[(phase + 1) * _SPACING + _STAMP] = _cycles()
+        return
     spins = 0
     while _read(counters, 0) < expected:
         spins += 1
@@ -90,6 +103,11 @@ def meet(counters: Any, phase: int, num_threads: int) -> None:
             _pause()
         else:
             _yield_core()
+
+
+def phase_ends(counters: np.ndarray) -> np.ndarray:
+    """When each phase of the last step ended, in cycles of the time stamp counter; 0 for phases it lacked."""
+    return counters.reshape(-1, _SPACING)[1:, _STAMP]
 
 
 def new_counters(num_phases: int) -> np.ndarray:

@@ -17,7 +17,8 @@ A row's sums do not depend on how many rows share its tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -54,9 +55,14 @@ def has_avx512(features: dict[str, bool]) -> bool:
     return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vl"))
 
 
-_WIDTH = 16 if has_avx512(llvm.get_host_cpu_features()) else 8
+_FEATURES = llvm.get_host_cpu_features()
+_WIDTH = 16 if has_avx512(_FEATURES) else 8
+_HAS_VNNI = _WIDTH == 16 and _FEATURES.get("avx512vnni", False)
 _VECTORS = PANEL // _WIDTH
-WIDE_TILE = 8 if _WIDTH == 16 else 4  # rows: as many as leave registers for weights and inputs
+TILES = (
+    (12, 8, 6, 4, 3, 2, 1) if _WIDTH == 16 else (4, 3, 2, 1)
+)  # rows: as many as leave registers for weights
+_CHAINS = 12  # products in flight: a multiply-add takes 4 or 5 cycles, and two can begin in each
 _FLOATS = ir.VectorType(FLOAT, _WIDTH)
 _INTS = ir.VectorType(INT32, _WIDTH)
 _PAIRS = ir.VectorType(INT16, 2 * _WIDTH)
@@ -69,7 +75,10 @@ class _Tile:
     def __init__(self, builder: Any, rows: int) -> None:
         self.builder = builder
         self.rows = rows
-        self._sums = [[self._variable() for _ in range(_VECTORS)] for _ in range(rows)]
+        self.num_chains = next(n for n in (4, 2, 1) if n == 1 or n * rows * _VECTORS <= _CHAINS)
+        self._sums = [
+            [[self._variable() for _ in range(self.num_chains)] for _ in range(_VECTORS)] for _ in range(rows)
+        ]
 
     def _variable(self) -> Any:
         """A stack slot that holds zeros, which LLVM turns into a register."""
@@ -106,14 +115,22 @@ class _Tile:
         read, keep_in_l2, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
         self.builder.call(function, [pointer, read, keep_in_l2, data])
 
-    def multiply_pairs(self, a: Any, b: Any) -> Any:
-        """int16 products of `a` and `b`, added in pairs → int32."""
-        name = "llvm.x86.avx512.pmaddw.d.512" if _WIDTH == 16 else "llvm.x86.avx2.pmadd.wd"
-        return call(self.builder, name, _INTS, [a, b])
+    def add_pair_products(self, total: Any | None, a: Any, b: Any) -> Any:
+        """`total` plus the int16 products of `a` and `b`, added in pairs → int32.
 
-    def accumulate(self, row: int, vector: int, a: Any, b: Any) -> None:
-        """sums[row][vector] += a * b."""
-        slot = self._sums[row][vector]
+        The instruction is written out, since LLVM would take the two halves of it apart again: one is as fast
+        as two where only latency counts, and half as fast here.
+        """
+        if total is not None and _HAS_VNNI:
+            type_ = ir.FunctionType(_INTS, [_INTS, _PAIRS, _PAIRS])
+            return self.builder.asm(type_, "vpdpwssd $3, $2, $0", "=v,0,v,v", [total, a, b], False)
+        name = "llvm.x86.avx512.pmaddw.d.512" if _WIDTH == 16 else "llvm.x86.avx2.pmadd.wd"
+        product = call(self.builder, name, _INTS, [a, b])
+        return product if total is None else self.builder.add(total, product)
+
+    def accumulate(self, row: int, vector: int, a: Any, b: Any, chain: int = 0) -> None:
+        """sums[row][vector] += a * b, in one of its independent parts."""
+        slot = self._sums[row][vector][chain]
         self.builder.store(fused_multiply_add(self.builder, a, b, self.builder.load(slot)), slot)
 
     def write(self, out: Any, stride: Any, adds: Any, factors: Any | None) -> None:
@@ -121,7 +138,8 @@ class _Tile:
         builder = self.builder
         for row in range(self.rows):
             for vector in range(_VECTORS):
-                value = builder.load(self._sums[row][vector])
+                chains = [builder.load(slot) for slot in self._sums[row][vector]]
+                value = functools.reduce(builder.fadd, chains)
                 if factors is not None:
                     factor = self.load_splat(self.offset(factors, 4 * row), FLOAT, _FLOATS)
                     value = builder.fmul(value, factor)
@@ -175,15 +193,18 @@ def _emit_quantized(tile: _Tile, bits: int, arguments: list[Any]) -> None:
             for line in range(0, group_bytes, _LINE_BYTES):
                 tile.prefetch(tile.offset(group, _PREFETCH_BYTES + line))
         inputs = [tile.offset(x, (2 * row, x_stride), (2 * GROUP, loop.index)) for row in range(tile.rows)]
-        totals: list[list[Any]] = [[None] * _VECTORS for _ in range(tile.rows)]
+        chains = tile.num_chains
+        parts: list[list[list[Any]]] = [[[None] * chains for _ in range(_VECTORS)] for _ in range(tile.rows)]
         pairs = _pairs_of_4_bits(tile, group) if bits == 4 else _pairs_of_8_bits(tile, group)
         for index, weights in enumerate(pairs):
             for row in range(tile.rows):
                 both = tile.load_splat(tile.offset(inputs[row], index * 4), INT32, _INTS)
                 for vector in range(_VECTORS):
-                    product = tile.multiply_pairs(weights[vector], builder.bitcast(both, _PAIRS))
-                    before = totals[row][vector]
-                    totals[row][vector] = product if before is None else builder.add(before, product)
+                    chain = parts[row][vector]
+                    chain[index % chains] = tile.add_pair_products(
+                        chain[index % chains], weights[vector], builder.bitcast(both, _PAIRS)
+                    )
+        totals = [[functools.reduce(builder.add, chain) for chain in vectors] for vectors in parts]
         for vector in range(_VECTORS):
             halves = tile.offset(group, vector * _WIDTH * 2)
             scale = builder.fpext(tile.load(halves, _HALVES), _FLOATS)
@@ -198,17 +219,19 @@ def _emit_quantized(tile: _Tile, bits: int, arguments: list[Any]) -> None:
     tile.write(out, out_stride, adds, factors)
 
 
-def quantized_tile(bits: int, rows: int) -> Any:
-    """The tile of `rows` rows over a panel of 4 or 8 bits, as a Numba function of addresses:
+def quantized_tile(bits: int) -> Any:
+    """A tile over a panel of 4 or 8 bits, as a Numba function of addresses:
 
-    (x int16 [rows, x_stride], factors float32 [rows], sums float32 [rows, sums_stride], panel, columns,
+    (rows, x int16 [rows, x_stride], factors float32 [rows], sums float32 [rows, sums_stride], panel, columns,
     out float32 [rows, out_stride], adds, prefetch): out = (adds ? out : 0) + factors * (x @ panelᵀ).
-    `sums` are the sums of each 32 inputs of x (read for 4 bits only). `prefetch`: the panel is in no cache.
+    `rows` is one of TILES. `sums` are the sums of each 32 inputs of x (read for 4 bits only). `prefetch`: the
+    panel is in no cache.
     """
 
     @intrinsic
     def run(
         _typing: Any,
+        rows: Any,
         x: Any,
         x_stride: Any,
         factors: Any,
@@ -221,56 +244,69 @@ def quantized_tile(bits: int, rows: int) -> Any:
         adds: Any,
         prefetch: Any,
     ) -> Any:
-        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            _emit_quantized(_Tile(builder, rows), bits, arguments)
-            return _context.get_dummy_value()
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            _emit_by_rows(builder, arguments, lambda tile, rest: _emit_quantized(tile, bits, rest))
+            return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 9, types.boolean, types.boolean), generate
+        return types.void(*[types.intp] * 10, types.boolean, types.boolean), generate
 
     return run
+
+
+def _emit_by_rows(builder: Any, arguments: list[Any], emit: Callable[[_Tile, list[Any]], None]) -> None:
+    """One tile for each number of rows, behind a comparison with the first argument."""
+    rows, *rest = arguments
+    for size in TILES:
+        with builder.if_then(builder.icmp_signed("==", rows, ir.Constant(INT64, size))):
+            emit(_Tile(builder, size), rest)
 
 
 def _emit_dense(tile: _Tile, is_bfloat16: bool, arguments: list[Any]) -> None:
     x, x_stride, panels, table, panel_stride, segments, columns, out, out_stride, adds, prefetch = arguments
     builder = tile.builder
     row_bytes = PANEL * 2 if is_bfloat16 else PANEL * 4
+    steps = tile.num_chains  # columns per turn of the loop, each with sums of its own
     with cgutils.for_range(builder, segments) as segment:
         block = tile.load(tile.offset(table, (8, segment.index)), INT64)
         panel = tile.offset(panels, builder.mul(block, panel_stride))
         first = tile.offset(x, builder.mul(segment.index, builder.mul(columns, ir.Constant(INT64, 4))))
-        with cgutils.for_range(builder, columns) as loop:
-            place = tile.offset(panel, (row_bytes, loop.index))
+        with cgutils.for_range(builder, builder.udiv(columns, ir.Constant(INT64, steps))) as loop:
+            place = tile.offset(panel, (row_bytes * steps, loop.index))
             with builder.if_then(prefetch):
-                tile.prefetch(tile.offset(place, _PREFETCH_BYTES))
-            weights = []
-            for vector in range(_VECTORS):
-                part = tile.offset(place, vector * row_bytes // _VECTORS)
-                if is_bfloat16:
-                    bits = tile.load(part, ir.VectorType(INT16, _WIDTH))
-                    weights.append(bfloat16_to_float(builder, bits))
-                else:
-                    weights.append(tile.load(part, _FLOATS))
-            for row in range(tile.rows):
-                value = tile.load_splat(
-                    tile.offset(first, (4 * row, x_stride), (4, loop.index)), FLOAT, _FLOATS
-                )
-                for vector in range(_VECTORS):
-                    tile.accumulate(row, vector, value, weights[vector])
+                for line in range(0, row_bytes * steps, _LINE_BYTES):
+                    tile.prefetch(tile.offset(place, _PREFETCH_BYTES + line))
+            for step in range(steps):
+                weights = _dense_weights(tile, is_bfloat16, tile.offset(place, step * row_bytes))
+                for row in range(tile.rows):
+                    at = tile.offset(first, (4 * row, x_stride), (4 * steps, loop.index), 4 * step)
+                    value = tile.load_splat(at, FLOAT, _FLOATS)
+                    for vector in range(_VECTORS):
+                        tile.accumulate(row, vector, value, weights[vector], step)
     tile.write(out, out_stride, adds, None)
 
 
-def dense_tile(is_bfloat16: bool, rows: int) -> Any:
-    """The tile of `rows` rows over panels of float32 or bfloat16, as a Numba function of addresses:
+def _dense_weights(tile: _Tile, is_bfloat16: bool, place: Any) -> list[Any]:
+    """16 weights that meet one input, as vectors of float32."""
+    if is_bfloat16:
+        type_ = ir.VectorType(INT16, _WIDTH)
+        parts = [tile.load(tile.offset(place, vector * _WIDTH * 2), type_) for vector in range(_VECTORS)]
+        return [bfloat16_to_float(tile.builder, part) for part in parts]
+    return [tile.load(tile.offset(place, vector * _WIDTH * 4), _FLOATS) for vector in range(_VECTORS)]
 
-    (x float32 [rows, x_stride], panels, table int64 [segments], panel_stride, segments, columns,
+
+def dense_tile(is_bfloat16: bool) -> Any:
+    """A tile over panels of float32 or bfloat16, as a Numba function of addresses:
+
+    (rows, x float32 [rows, x_stride], panels, table int64 [segments], panel_stride, segments, columns,
     out float32 [rows, out_stride], adds, prefetch). The panel of segment i begins `table[i] * panel_stride`
     bytes after `panels` and meets inputs i*columns…(i+1)*columns-1 of each row: a weight matrix has one
-    segment, the values of a paged sequence have one per block.
+    segment, the values of a paged sequence have one per block. `rows` is one of TILES.
     """
 
     @intrinsic
     def run(
         _typing: Any,
+        rows: Any,
         x: Any,
         x_stride: Any,
         panels: Any,
@@ -283,10 +319,10 @@ def dense_tile(is_bfloat16: bool, rows: int) -> Any:
         adds: Any,
         prefetch: Any,
     ) -> Any:
-        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            _emit_dense(_Tile(builder, rows), is_bfloat16, arguments)
-            return _context.get_dummy_value()
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            _emit_by_rows(builder, arguments, lambda tile, rest: _emit_dense(tile, is_bfloat16, rest))
+            return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 9, types.boolean, types.boolean), generate
+        return types.void(*[types.intp] * 10, types.boolean, types.boolean), generate
 
     return run

@@ -96,13 +96,19 @@ def bfloat16_to_float(builder: Any, bits: Any) -> Any:
 
 
 def _float_to_bfloat16(builder: Any, value: Any) -> Any:
-    """Round to nearest, ties to even. NaN keeps its sign and becomes quiet."""
-    bits = builder.bitcast(value, INTS)
-    odd = builder.and_(builder.lshr(bits, constant(INTS, 16)), constant(INTS, 1))
-    rounded = builder.add(bits, builder.add(constant(INTS, 0x7FFF), odd))
+    """Round to nearest, ties to even. NaN keeps its sign and becomes quiet. One number or a vector."""
+    lanes = getattr(value.type, "count", 0)
+    ints, shorts = (INTS, SHORTS) if lanes else (INT32, INT16)
+
+    def number(bits: int) -> Any:
+        return constant(INTS, bits) if lanes else ir.Constant(INT32, bits)
+
+    bits = builder.bitcast(value, ints)
+    odd = builder.and_(builder.lshr(bits, number(16)), number(1))
+    rounded = builder.add(bits, builder.add(number(0x7FFF), odd))
     is_nan = builder.fcmp_unordered("uno", value, value)
-    quiet = builder.or_(bits, constant(INTS, 0x00400000))
-    return builder.trunc(builder.lshr(builder.select(is_nan, quiet, rounded), constant(INTS, 16)), SHORTS)
+    quiet = builder.or_(bits, number(0x00400000))
+    return builder.trunc(builder.lshr(builder.select(is_nan, quiet, rounded), number(16)), shorts)
 
 
 @intrinsic
@@ -114,6 +120,21 @@ def address(_typing: Any, array: Any, index: Any) -> Any:
         return builder.ptrtoint(pointer, INT64)
 
     return types.intp(array, index), generate
+
+
+@intrinsic
+def prefetch_line(_typing: Any, place: Any) -> Any:
+    """Ask for the cache line of an address, to be read soon."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], INT8.as_pointer())
+        type_ = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+        function = cgutils.get_or_insert_function(builder.module, type_, "llvm.prefetch.p0")
+        read, keep_in_l2, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
+        builder.call(function, [pointer, read, keep_in_l2, data])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
 
 
 @intrinsic
@@ -139,6 +160,34 @@ def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
             vector = _float_to_bfloat16(builder, vector)
         pointer = element_pointer(context, builder, signature, arguments, vector.type)
         store_unaligned(builder, vector, pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), generate
+
+
+@intrinsic
+def load_one(_typing: Any, array: Any, index: Any) -> Any:
+    """Element `index` as float32. The array holds float32, or bfloat16 bits as uint16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.args[0].dtype == types.uint16:
+            bits = builder.load(element_pointer(context, builder, signature, arguments, INT16))
+            wide = builder.shl(builder.zext(bits, INT32), ir.Constant(INT32, 16))
+            return builder.bitcast(wide, FLOAT)
+        return builder.load(element_pointer(context, builder, signature, arguments, FLOAT))
+
+    return types.float32(array, index), generate
+
+
+@intrinsic
+def store_one(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write one number; into an array of uint16 as bfloat16 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = context.cast(builder, arguments[2], signature.args[2], types.float32)
+        if signature.args[0].dtype == types.uint16:
+            number = _float_to_bfloat16(builder, number)
+        builder.store(number, element_pointer(context, builder, signature, arguments, number.type))
         return context.get_dummy_value()
 
     return types.void(array, index, value), generate
@@ -194,11 +243,13 @@ def _operation(arity: int, result: Any, emit: Callable[..., Any]) -> Any:
 
 
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
-    return call(builder, "llvm.maxnum.v16f32", FLOATS, [a, b])
+    """`b` where either is NaN: what one instruction does."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def _minimum(builder: Any, a: Any, b: Any) -> Any:
-    return call(builder, "llvm.minnum.v16f32", FLOATS, [a, b])
+    """`b` where either is NaN."""
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
 def _reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
@@ -212,9 +263,10 @@ def _reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
 def _exp(builder: Any, x: Any) -> Any:
     """e^x to about 1e-7 relative (Cephes' expf: range reduction by ln 2 in two parts, degree-5 polynomial).
 
-    Arguments under -87 give about 1e-38 instead of less.
+    Arguments under -87 give 0, those over 88 what 88 gives, NaN gives NaN.
     """
-    x = _minimum(builder, _maximum(builder, x, constant(FLOATS, -87.0)), constant(FLOATS, 88.0))
+    vanishes = builder.fcmp_ordered("<", x, constant(FLOATS, -87.0))
+    x = _minimum(builder, constant(FLOATS, 88.0), _maximum(builder, constant(FLOATS, -87.0), x))
     n = call(builder, "llvm.rint.v16f32", FLOATS, [builder.fmul(x, constant(FLOATS, 1.4426950408889634))])
     r = fused_multiply_add(builder, n, constant(FLOATS, -0.693359375), x)
     r = fused_multiply_add(builder, n, constant(FLOATS, 2.12194440e-4), r)
@@ -229,7 +281,8 @@ def _exp(builder: Any, x: Any) -> Any:
         p = fused_multiply_add(builder, p, r, constant(FLOATS, coefficient))
     p = fused_multiply_add(builder, p, builder.fmul(r, r), builder.fadd(r, constant(FLOATS, 1.0)))
     exponent = builder.shl(builder.add(builder.fptosi(n, INTS), constant(INTS, 127)), constant(INTS, 23))
-    return builder.fmul(p, builder.bitcast(exponent, FLOATS))
+    value = builder.fmul(p, builder.bitcast(exponent, FLOATS))
+    return builder.select(vanishes, constant(FLOATS, 0.0), value)
 
 
 add = _operation(2, float_vector, lambda builder, a, b: builder.fadd(a, b))

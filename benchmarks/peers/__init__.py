@@ -1,0 +1,1 @@
+"""HelixFlow beside other servers on the same machine: `python -m benchmarks.peers`, or `make bench-peers`."""

@@ -1,0 +1,299 @@
+"""From a prepared folder to the kernels' `Model`: reads tensors, fuses, quantizes, packs into one arena.
+
+Tensors are read one matrix at a time, so that a load needs little more memory than the packed model. Knows
+the names that transformers gives the tensors of the supported families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from inference_server.checkpoints.headers import weight_files
+from inference_server.errors import ModelLoadFailed
+from inference_server.execution.native.architecture import Architecture, rotary_table
+from inference_server.execution.native.model import (
+    AFTER_ATTENTION_NORM,
+    AFTER_MLP_NORM,
+    ATTENTION_OUT,
+    BFLOAT16,
+    BITS_4,
+    BITS_8,
+    DOWN,
+    FLOAT32,
+    GATE_UP,
+    INPUT_NORM,
+    KEY_NORM,
+    MLP_NORM,
+    NONE,
+    NUM_LAYER_FIELDS,
+    QKV,
+    QKV_BIAS,
+    QUERY_NORM,
+    ROPE,
+    WINDOW,
+    Model,
+)
+from inference_server.execution.native.packing import pack_blocks, pack_dense, packed_bytes
+from inference_server.loading.blocks import BlockMatrix, quantize_4_bits, quantize_8_bits
+
+_ALIGNMENT = 64
+_EMBEDDING, _HEAD, _FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+_PREFIXES = ("", "language_model.", "model.language_model.")  # text models inside multimodal checkpoints
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """How matrices are stored: those of the layers, and the embedding with the output head."""
+
+    body: int
+    head: int
+
+
+def formats_for(quantization: str, dtype: torch.dtype) -> Formats:
+    """The formats of a scheme. For "gguf" they say what tensors get that have no blocks of their own."""
+    dense = FLOAT32 if dtype == torch.float32 else BFLOAT16
+    schemes = {
+        "none": Formats(dense, dense),
+        "gguf": Formats(dense, dense),
+        "int8": Formats(BITS_8, BITS_8),
+        "int4": Formats(BITS_4, BITS_8),
+    }
+    return schemes[quantization]
+
+
+class TensorFolder:
+    """The tensors of a folder's safetensors by name, read when asked for. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        for path in weight_files(folder):
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def __enter__(self) -> TensorFolder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def find(self, name: str) -> torch.Tensor | None:
+        """The tensor of this name in a plain text model, wherever the checkpoint has put it."""
+        for prefix in _PREFIXES:
+            for candidate in (prefix + name, prefix + name.removeprefix("model.")):
+                if candidate in self._files:
+                    return self._files[candidate].get_tensor(candidate)  # type: ignore[no-any-return]
+        return None
+
+    def get(self, name: str) -> torch.Tensor:
+        """Like `find`.
+
+        Raises:
+            ModelLoadFailed: there is none.
+        """
+        tensor = self.find(name)
+        if tensor is None:
+            raise ModelLoadFailed(f"the checkpoint has no tensor {name!r}")
+        return tensor
+
+
+class _Vectors:
+    """Norm weights and biases, collected into one float32 array."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._size = 0
+
+    def add(self, tensor: torch.Tensor, offset: float = 0.0) -> int:
+        """Append `tensor + offset`; returns where it begins."""
+        start = self._size
+        self._parts.append((tensor.float() + offset).reshape(-1).numpy())
+        self._size += tensor.numel()
+        return start
+
+    def array(self) -> np.ndarray:
+        """Everything, in order."""
+        return np.concatenate(self._parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """One packed matrix to be: the tensors whose rows follow each other in it."""
+
+    names: tuple[str, ...]
+    format: int
+
+
+def load_native(
+    folder: Path,
+    config: Any,
+    architecture: Architecture,
+    *,
+    formats: Formats,
+    dtype: torch.dtype,
+    blocks: Mapping[str, BlockMatrix],
+    max_model_len: int,
+    num_threads: int,
+    on_progress: OnProgress,
+) -> Model:
+    """Read and pack a model. `blocks` are tensors that come quantized; they are kept as they are.
+
+    Raises:
+        ModelLoadFailed: the checkpoint lacks a tensor or has one of another shape.
+    """
+    with TensorFolder(folder) as tensors:
+        plans = list(_matrices(architecture, formats, blocks))
+        arena, matrices = _pack_all(plans, tensors, blocks, dtype, num_threads, on_progress)
+        vectors = _Vectors()
+        layers = _layers(architecture, tensors, vectors)
+        final_norm = vectors.add(tensors.get(_FINAL_NORM), architecture.norm_offset)
+    ropes = {name: rotary_table(config, name, max_model_len) for name in dict.fromkeys(architecture.ropes)}
+    offsets = dict(zip(ropes, np.cumsum([0, *(table.size for table in ropes.values())]), strict=False))
+    layers[:, ROPE] = [offsets[name] for name in architecture.ropes]
+    return Model(
+        arena=arena,
+        matrices=matrices,
+        vectors=vectors.array(),
+        rope=np.concatenate([table.reshape(-1) for table in ropes.values()]),
+        layers=layers,
+        embedding=0,
+        head=0 if architecture.is_tied else 1,
+        final_norm=final_norm,
+        hidden_size=architecture.hidden_size,
+        num_heads=architecture.num_heads,
+        num_kv_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        intermediate_size=architecture.intermediate_size,
+        activation=architecture.activation,
+        norm_epsilon=architecture.norm_epsilon,
+        attention_scale=architecture.attention_scale,
+        embedding_scale=float(torch.tensor(architecture.embedding_scale).to(dtype)),
+    )
+
+
+def _matrices(
+    architecture: Architecture, formats: Formats, blocks: Mapping[str, BlockMatrix]
+) -> Iterator[_Matrix]:
+    """In the arena's order: embedding, head if it is another, then four per layer."""
+
+    def plan(names: tuple[str, ...], wanted: int) -> _Matrix:
+        own = {blocks[name].bits if name in blocks else 0 for name in names}
+        return _Matrix(names, {4: BITS_4, 8: BITS_8}.get(own.pop(), wanted) if len(own) == 1 else wanted)
+
+    yield plan((_EMBEDDING,), formats.head)
+    if not architecture.is_tied:
+        yield plan((_HEAD,), formats.head)
+    for index in range(architecture.num_layers):
+        layer = f"model.layers.{index}."
+        for parts in (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.o_proj",),
+            ("mlp.gate_proj", "mlp.up_proj"),
+            ("mlp.down_proj",),
+        ):
+            yield plan(tuple(f"{layer}{part}.weight" for part in parts), formats.body)
+
+
+def _layers(architecture: Architecture, tensors: TensorFolder, vectors: _Vectors) -> np.ndarray:
+    """`Model.layers`, but for the rotary tables."""
+    first = 1 if architecture.is_tied else 2
+    layers = np.full((architecture.num_layers, NUM_LAYER_FIELDS), NONE, dtype=np.int64)
+    norms = {INPUT_NORM: "input_layernorm", MLP_NORM: "post_attention_layernorm"}
+    if architecture.has_branch_norms:
+        norms |= {
+            AFTER_ATTENTION_NORM: "post_attention_layernorm",
+            MLP_NORM: "pre_feedforward_layernorm",
+            AFTER_MLP_NORM: "post_feedforward_layernorm",
+        }
+    if architecture.has_query_key_norms:
+        norms |= {QUERY_NORM: "self_attn.q_norm", KEY_NORM: "self_attn.k_norm"}
+    for index, fields in enumerate(layers):
+        prefix = f"model.layers.{index}."
+        for field, name in norms.items():
+            fields[field] = vectors.add(tensors.get(f"{prefix}{name}.weight"), architecture.norm_offset)
+        if architecture.has_qkv_bias:
+            parts = [tensors.get(f"{prefix}self_attn.{part}_proj.bias") for part in ("q", "k", "v")]
+            fields[QKV_BIAS] = vectors.add(torch.cat(parts))
+        fields[WINDOW] = architecture.windows[index]
+        for place, field in enumerate((QKV, ATTENTION_OUT, GATE_UP, DOWN)):
+            fields[field] = first + 4 * index + place
+    return layers
+
+
+def _pack_all(
+    plans: list[_Matrix],
+    tensors: TensorFolder,
+    blocks: Mapping[str, BlockMatrix],
+    dtype: torch.dtype,
+    num_threads: int,
+    on_progress: OnProgress,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The arena and `Model.matrices`. numpy releases the GIL in most of this, so two threads share it."""
+    shapes = [_shape(plan, tensors, blocks) for plan in plans]
+    sizes = [packed_bytes(plan.format, *shape) for plan, shape in zip(plans, shapes, strict=True)]
+    offsets = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)])
+    arena = _aligned(int(offsets[-1]))
+
+    def pack(plan: _Matrix, offset: int) -> None:
+        packed = _packed(plan, tensors, blocks, dtype)
+        arena[offset : offset + packed.size] = packed
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        jobs: list[Future[None]] = [
+            pool.submit(pack, plan, int(offset)) for plan, offset in zip(plans, offsets, strict=False)
+        ]
+        for done, job in enumerate(jobs):
+            job.result()
+            on_progress((done + 1) / len(jobs))
+    rows = [(plan.format, int(at), *shape) for plan, at, shape in zip(plans, offsets, shapes, strict=False)]
+    return arena, np.array(rows, dtype=np.int64)
+
+
+def _shape(plan: _Matrix, tensors: TensorFolder, blocks: Mapping[str, BlockMatrix]) -> tuple[int, int]:
+    shapes = [
+        (blocks[name].rows, blocks[name].columns) if name in blocks else tuple(tensors.get(name).shape)
+        for name in plan.names
+    ]
+    if len({shape[1] for shape in shapes}) != 1:
+        raise ModelLoadFailed(f"{plan.names[0]!r} and its siblings have different numbers of inputs")
+    return sum(shape[0] for shape in shapes), shapes[0][1]
+
+
+def _packed(
+    plan: _Matrix, tensors: TensorFolder, blocks: Mapping[str, BlockMatrix], dtype: torch.dtype
+) -> np.ndarray:
+    if plan.format in (FLOAT32, BFLOAT16):
+        return pack_dense(torch.cat([tensors.get(name).to(dtype) for name in plan.names]))
+    if all(name in blocks for name in plan.names):
+        return pack_blocks(_joined([blocks[name] for name in plan.names]))
+    weight = torch.cat([tensors.get(name) for name in plan.names]).float().numpy()
+    return pack_blocks(quantize_4_bits(weight) if plan.format == BITS_4 else quantize_8_bits(weight))
+
+
+def _joined(parts: list[BlockMatrix]) -> BlockMatrix:
+    """One matrix below the other."""
+    minimums = [part.minimums for part in parts if part.minimums is not None]
+    return BlockMatrix(
+        bits=parts[0].bits,
+        codes=np.concatenate([part.codes for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        minimums=np.concatenate(minimums) if minimums else None,
+    )
+
+
+def _aligned(num_bytes: int) -> np.ndarray:
+    """Uninitialised bytes that begin on a cache line."""
+    memory = np.empty(num_bytes + _ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + num_bytes]
