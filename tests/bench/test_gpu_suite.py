@@ -15,16 +15,23 @@ def test_a_dry_run_prints_a_table_and_writes_its_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "result.json"
-    arguments = ["--device", "cpu", "--dry-run", "--json", str(path), "--only", "graphs", "machine", "bf16"]
+    arguments = ["--device", "cpu", "--dry-run", "--json", str(path), "--only"]
+    arguments += ["graphs", "quantized", "machine", "bf16", "nf4"]
     assert gpu_suite.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "| what | goal | measured | met |" in printed
     assert "| graphs and overlap | right |" in printed
     assert "| decode, one stream | ≥ 70 % of the roofline |" in printed
     result = json.loads(path.read_text())
-    assert {"bandwidth", "gemm", "host_to_device", "decode_ms", "throughput", "prefill"} <= set(
-        result["figures"]
-    )
+    assert {
+        "bandwidth",
+        "gemm",
+        "host_to_device",
+        "decode_ms",
+        "throughput",
+        "prefill",
+        "nf4_decode_ms",
+    } <= set(result["figures"])
     assert all(value > 0 for value in result["figures"].values())
     assert result["machine"]["torch"] == torch.__version__
 
