@@ -36,6 +36,11 @@ PRELOAD = (
 FORBIDDEN = ("bitsandbytes", "triton", "torchao")
 # torch imports this one along with itself where it is installed, as CUDA builds of torch have it.
 HIDDEN = "triton"
+HIDDEN_FROM = (
+    ("torch.utils._triton", "has_triton_package"),
+    ("torch.utils._triton", "has_triton"),
+    ("transformers.utils.import_utils", "is_triton_available"),
+)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -134,11 +139,10 @@ def _preload() -> str | None:
 
 
 def _show_hidden() -> None:
-    """Children may import what was hidden; torch looks for it once and must look again."""
+    """Children may import what was hidden; these look for it once and must look again."""
     del sys.modules[HIDDEN]
-    found = sys.modules.get("torch.utils._triton")
-    for name in ("has_triton_package", "has_triton"):
-        clear = getattr(getattr(found, name, None), "cache_clear", None)
+    for module, function in HIDDEN_FROM:
+        clear = getattr(getattr(sys.modules.get(module), function, None), "cache_clear", None)
         if clear is not None:
             clear()
 
