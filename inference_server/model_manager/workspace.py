@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 # that are no longer shared, the thread pool and its scratch, what loading left in the allocator. Measured:
 # 271 MiB for SmolLM2-135M in float32 after its load (Private_* of smaps_rollup, torch 2.13, 2 threads).
 CPU_CONTEXT_BYTES = 280 * MIB
-# The same with the native kernels: Numba, LLVM, the kernels' code, what packing left in the allocator.
+# The same with the native kernels: Numba and LLVM, the kernels' code, what packing left in the allocator.
 # Measured: 340 MiB for the same model as `gguf`, kernels read from the cache. A start that has to compile
 # them first takes some 210 MiB more.
 NATIVE_CONTEXT_BYTES = 380 * MIB
