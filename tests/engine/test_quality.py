@@ -78,7 +78,7 @@ def test_native_kernels_keep_a_checkpoints_own_weights(
 
 @needs_prompt_logits
 @needs_native
-@pytest.mark.parametrize(("quantization", "top1", "kl"), [("int8", 0.95, 0.004), ("int4", 0.65, 0.30)])
+@pytest.mark.parametrize(("quantization", "top1", "kl"), [("int8", 0.95, 0.004), ("int4", 0.64, 0.30)])
 def test_quantizing_ordinary_weights_costs_no_more_than_its_bits(
     off_grid: Judge, quantization: str, top1: float, kl: float
 ) -> None:
