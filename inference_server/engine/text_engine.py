@@ -81,6 +81,11 @@ class TextEngine:
         self._collected_s = 0.0  # when the last step's results came
 
     @property
+    def runner(self) -> StepRunner:
+        """What computes the steps."""
+        return self._runner
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._in_flight) or self._scheduler.has_unfinished

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch, ScheduledSequence
 from inference_server.scheduling.sequence import Sequence
+from inference_server.types import GenerationRequest, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +89,13 @@ def _accepted(drafts: Seq[int], sampled: Seq[int]) -> tuple[int, ...]:
     if tokens[-1] == INVALID_TOKEN and count:
         return tokens[:-1]  # what came before it stands; the next step meets the damage again
     return tokens
+
+
+def lone_prompt(token_ids: Seq[int], block_size: int) -> ScheduledSequence:
+    """A text as one step's only work, in the first blocks of the KV cache; for tests and measurements."""
+    request = GenerationRequest(
+        request_id="prompt", prompt_token_ids=tuple(token_ids), sampling=SamplingParams(max_tokens=1)
+    )
+    sequence = Sequence(request, arrival=0, max_num_tokens=len(token_ids) + 1)
+    sequence.block_ids = list(range(-(-len(token_ids) // block_size)))
+    return ScheduledSequence(sequence, 0, len(token_ids), samples=True)

@@ -5,17 +5,19 @@ Owner of the model, its KV cache and everything else on the device; used by the 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence as Seq
 from typing import Any
 
+import numpy as np
 import torch
 
 from inference_server.execution.attention.binding import LayerBinding, StepSlot, bind
 from inference_server.execution.attention.contract import AttentionBackend, StepT
 from inference_server.execution.inputs import InputBuilder, StepInput
 from inference_server.execution.kv_cache import KVCache
-from inference_server.execution.rows import accepted_tokens, sample_rows
+from inference_server.execution.rows import accepted_tokens, lone_prompt, sample_rows
 from inference_server.execution.sampler import Sampler
 from inference_server.scheduling.batch import Batch
 from inference_server.scheduling.pending import FinishedStep
@@ -59,6 +61,18 @@ class Runner:
             self._cache.clear(step.fresh_blocks)
         sampled = self._sampler.sample(self.forward(step), sample_rows(batch))
         return FinishedStep(accepted_tokens(batch, sampled))
+
+    @torch.inference_mode()
+    def prompt_logits(self, token_ids: Seq[int]) -> np.ndarray:
+        """Logits after each token of a text, float32 [num_tokens, vocab_size]; for tests and measurements.
+
+        Overwrites the first blocks of the KV cache, which must hold the text.
+        """
+        scheduled = lone_prompt(token_ids, self._cache.block_size)
+        step = self._inputs.build(Batch(scheduled=(scheduled,), preempted=()))
+        rows = torch.arange(len(token_ids), device=step.input_ids.device)
+        logits = self.forward(dataclasses.replace(step, sample_rows=rows))
+        return logits.float().cpu().numpy()
 
     def forward(self, step: StepInput) -> torch.Tensor:
         """Logits of `step.sample_rows` → [num_samples, vocab_size]."""

@@ -15,15 +15,11 @@ import pytest
 from benchmarks.off_grid import write_off_grid
 from benchmarks.quality import ExecutionPath, compare, path_logits, reference_logits, text_tokens
 from inference_server.checkpoints.native import native_cpu
-from inference_server.engine.text_engine import TextEngine
 from inference_server.model_manager.devices import cpu_flags
 from tests.demo import demo_folder
 
 pytestmark = pytest.mark.model
 NUM_POSITIONS = 576
-needs_prompt_logits = pytest.mark.skipif(
-    not hasattr(TextEngine, "runner"), reason="the engine does not give a prompt's logits"
-)
 needs_native = pytest.mark.skipif(
     native_cpu(cpu_flags()) is not None, reason="this CPU does not run the native kernels"
 )
@@ -60,7 +56,6 @@ def assert_near(judge: Judge, path: ExecutionPath, *, top1: float, kl: float) ->
     assert quality.mean_kl <= kl, quality
 
 
-@needs_prompt_logits
 @needs_native
 @pytest.mark.parametrize(
     ("quantization", "dtype", "top1", "kl"),
@@ -76,7 +71,6 @@ def test_native_kernels_keep_a_checkpoints_own_weights(
     assert_near(own_weights, ExecutionPath("native", quantization, dtype), top1=top1, kl=kl)
 
 
-@needs_prompt_logits
 @needs_native
 @pytest.mark.parametrize(("quantization", "top1", "kl"), [("int8", 0.95, 0.004), ("int4", 0.64, 0.30)])
 def test_quantizing_ordinary_weights_costs_no_more_than_its_bits(
@@ -85,7 +79,6 @@ def test_quantizing_ordinary_weights_costs_no_more_than_its_bits(
     assert_near(off_grid, ExecutionPath("native", quantization, "bfloat16"), top1=top1, kl=kl)
 
 
-@needs_prompt_logits
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes on a CPU
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def test_nf4_computes_with_the_weights_that_its_codes_stand_for(folder: Path) ->
             weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
             plain.get_submodule(name).weight.copy_(weight)
     ids = torch.randint(3, 128, (2, 40), generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(quantized(ids).logits, plain(ids).logits, rtol=1e-3, atol=1e-3)
+    # With bfloat16 instructions bitsandbytes repacks the weights and multiplies in bfloat16 (8 bits).
+    tolerance = 2**-5 if torch.cpu._is_avx512_bf16_supported() else 1e-3
+    torch.testing.assert_close(quantized(ids).logits, plain(ids).logits, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

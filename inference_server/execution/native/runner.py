@@ -17,13 +17,10 @@ from inference_server.execution.native.model import BLOCK, ROWS, Batch, Model, S
 from inference_server.execution.native.step import num_phases
 from inference_server.execution.native.team import Team, new_counters
 from inference_server.execution.native.tiles import GROUP, PANEL
-from inference_server.execution.rows import accepted_tokens, sample_rows
+from inference_server.execution.rows import accepted_tokens, lone_prompt, sample_rows
 from inference_server.execution.sampler import Sampler
 from inference_server.scheduling.batch import Batch as ScheduledBatch
-from inference_server.scheduling.batch import ScheduledSequence
 from inference_server.scheduling.pending import FinishedStep
-from inference_server.scheduling.sequence import Sequence
-from inference_server.types import GenerationRequest, SamplingParams
 
 _PAGE_FLOATS = 1024  # rows a multiple of this apart fall into the same few lines of the first-level cache
 
@@ -89,13 +86,7 @@ class NativeRunner:
 
         Overwrites the first blocks of the KV cache. The text must fit in one step and in the cache.
         """
-        request = GenerationRequest(
-            request_id="logits", prompt_token_ids=tuple(token_ids), sampling=SamplingParams(max_tokens=1)
-        )
-        sequence = Sequence(request, arrival=0, max_num_tokens=len(token_ids) + 1)
-        sequence.block_ids = list(range(-(-len(token_ids) // BLOCK)))
-        scheduled = ScheduledSequence(sequence, 0, len(token_ids), samples=True)
-        batch = build_batch([scheduled], self._group_size)
+        batch = build_batch([lone_prompt(token_ids, BLOCK)], self._group_size)
         batch = batch._replace(sample_rows=np.arange(len(token_ids)))
         out = np.empty((len(token_ids), self._logits.shape[1]), dtype=np.float32)
         return self._forward(batch, out)[:, : self._vocab_size]
