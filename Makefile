@@ -28,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m compileall -q inference_server
+	$(BIN)/python -m inference_server.execution.native.precompile
 	@touch $@
 
 serve: $(STAMP)
