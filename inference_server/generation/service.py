@@ -218,7 +218,7 @@ def _generation(
 def fingerprint(plan: ModelPlan) -> str:
     """Stands for this server version, the weights, their format and their device."""
     load = plan.load
-    parts = (__version__, load.model, load.folder, load.quantization, load.dtype, load.device)
+    parts = (__version__, load.model, load.folder, load.quantization, load.dtype, load.kernels, load.device)
     return "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
 
 

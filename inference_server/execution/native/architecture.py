@@ -24,7 +24,7 @@ _ROTARY = {
     "qwen3": "transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding",
     "gemma3_text": "transformers.models.gemma3.modeling_gemma3.Gemma3RotaryEmbedding",
 }
-_ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH, "gelu_new": GELU_TANH}
+_ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU_TANH}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,8 @@ from typing import Any
 
 from numba import njit
 
+from inference_server.checkpoints.native_weights import BFLOAT16, BITS_4, BITS_8
 from inference_server.execution.native.model import (
-    BFLOAT16,
-    BITS_4,
-    BITS_8,
     COLUMNS,
     FORMAT,
     OFFSET,

@@ -13,9 +13,6 @@ import numpy as np
 BLOCK = 16  # tokens of a KV block: one vector of keys
 NONE = -1  # "no such vector", in any offset
 
-# Formats of a weight matrix, as `Model.matrices` has them.
-FLOAT32, BFLOAT16, BITS_8, BITS_4 = 0, 1, 2, 3
-
 # Columns of `Model.matrices`: one row per matrix.
 FORMAT, OFFSET, ROWS, COLUMNS = 0, 1, 2, 3
 

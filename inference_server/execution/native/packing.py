@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from inference_server.execution.native.model import BFLOAT16, BITS_4, BITS_8, FLOAT32
 from inference_server.execution.native.tiles import GROUP, PANEL
 from inference_server.loading.blocks import BlockMatrix
-
-
-def packed_bytes(format_: int, rows: int, columns: int) -> int:
-    """Bytes of a packed matrix."""
-    panels = -(-rows // PANEL)
-    per_input = {FLOAT32: 64, BFLOAT16: 32, BITS_8: 17, BITS_4: 10}[format_]
-    return panels * columns * per_input
 
 
 def pack_dense(weight: torch.Tensor) -> np.ndarray:

@@ -12,8 +12,12 @@ import time
 import numpy as np
 import torch
 
+from inference_server.checkpoints.native_weights import FLOAT32
 from inference_server.execution.native.kernels import load_step
-from inference_server.execution.native.model import FLOAT32, NUM_LAYER_FIELDS, Model
+from inference_server.execution.native.model import (
+    NUM_LAYER_FIELDS,
+    Model,
+)
 from inference_server.execution.native.packing import pack_dense
 from inference_server.execution.native.runner import NativeRunner
 from inference_server.execution.sampler import Sampler

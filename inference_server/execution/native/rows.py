@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from inference_server.checkpoints.native_weights import BFLOAT16, BITS_4, BITS_8
 from inference_server.execution.native.linear import compiled, panel_bytes
 from inference_server.execution.native.model import (
-    BFLOAT16,
-    BITS_4,
-    BITS_8,
     COLUMNS,
     FORMAT,
     GELU_TANH,

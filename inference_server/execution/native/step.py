@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from inference_server.checkpoints.native_weights import BITS_4, BITS_8
 from inference_server.execution.native.attention import add_bias, attend, store_keys_and_values
 from inference_server.execution.native.linear import compiled, multiply
 from inference_server.execution.native.model import (
     AFTER_ATTENTION_NORM,
     AFTER_MLP_NORM,
     ATTENTION_OUT,
-    BITS_4,
-    BITS_8,
     DOWN,
     FORMAT,
     GATE_UP,

@@ -18,17 +18,22 @@ import torch
 from safetensors import safe_open
 
 from inference_server.checkpoints.headers import weight_files
+from inference_server.checkpoints.native_weights import (
+    ALIGNMENT,
+    BFLOAT16,
+    BITS_4,
+    BITS_8,
+    FLOAT32,
+    aligned,
+    packed_bytes,
+)
 from inference_server.errors import ModelLoadFailed
 from inference_server.execution.native.architecture import Architecture, rotary_table
 from inference_server.execution.native.model import (
     AFTER_ATTENTION_NORM,
     AFTER_MLP_NORM,
     ATTENTION_OUT,
-    BFLOAT16,
-    BITS_4,
-    BITS_8,
     DOWN,
-    FLOAT32,
     GATE_UP,
     INPUT_NORM,
     KEY_NORM,
@@ -42,10 +47,9 @@ from inference_server.execution.native.model import (
     WINDOW,
     Model,
 )
-from inference_server.execution.native.packing import pack_blocks, pack_dense, packed_bytes
+from inference_server.execution.native.packing import pack_blocks, pack_dense
 from inference_server.loading.blocks import BlockMatrix, quantize_4_bits, quantize_8_bits
 
-_ALIGNMENT = 64
 _EMBEDDING, _HEAD, _FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _PREFIXES = ("", "language_model.", "model.language_model.")  # text models inside multimodal checkpoints
 
@@ -242,7 +246,7 @@ def _pack_all(
     """The arena and `Model.matrices`. numpy releases the GIL in most of this, so two threads share it."""
     shapes = [_shape(plan, tensors, blocks) for plan in plans]
     sizes = [packed_bytes(plan.format, *shape) for plan, shape in zip(plans, shapes, strict=True)]
-    offsets = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)])
+    offsets = np.cumsum([0, *(aligned(size) for size in sizes)])
     arena = _aligned(int(offsets[-1]))
 
     def pack(plan: _Matrix, offset: int) -> None:
@@ -294,6 +298,6 @@ def _joined(parts: list[BlockMatrix]) -> BlockMatrix:
 
 def _aligned(num_bytes: int) -> np.ndarray:
     """Uninitialised bytes that begin on a cache line."""
-    memory = np.empty(num_bytes + _ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
+    memory = np.empty(num_bytes + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + num_bytes]
