@@ -15,7 +15,7 @@ from inference_server.execution.native.batches import build_batch
 from inference_server.execution.native.kernels import Step, warm_up
 from inference_server.execution.native.model import BLOCK, ROWS, Batch, Model, Scratch
 from inference_server.execution.native.step import num_phases
-from inference_server.execution.native.team import Team, new_counters
+from inference_server.execution.native.team import Team, new_counters, phase_ends
 from inference_server.execution.native.tiles import GROUP, PANEL
 from inference_server.execution.rows import accepted_tokens, lone_prompt, sample_rows
 from inference_server.execution.sampler import Sampler
@@ -90,6 +90,11 @@ class NativeRunner:
         batch = batch._replace(sample_rows=np.arange(len(token_ids)))
         out = np.empty((len(token_ids), self._logits.shape[1]), dtype=np.float32)
         return self._forward(batch, out)[:, : self._vocab_size]
+
+    def phase_ends(self) -> np.ndarray:
+        """When each phase of the last step ended, in processor cycles; see `step.PHASES_OF_A_LAYER`."""
+        ends = phase_ends(self._counters)
+        return ends[ends > 0]
 
     def warm_up(self) -> None:
         """Compile the kernels, or read them from their cache; says so in the log."""

@@ -24,13 +24,17 @@ from inference_server.execution.native.team import claim, meet
 from inference_server.execution.native.vector import LANES, add, load, store
 
 _QKV, _ATTENTION_OUT, _GATE_UP, _DOWN = range(4)  # the products of a layer, in order
-_PHASES_PER_LAYER = 10
+# The phases of a layer, in order; before the first layer stands one, after the last two (for the head).
+PHASES_OF_A_LAYER = (
+    "prepare qkv", "qkv", "store keys and values", "attend", "prepare output", "output",
+    "prepare gate and up", "gate and up", "prepare down", "down",
+)  # fmt: skip
 _PHASES_OUTSIDE = 4
 
 
 def num_phases(num_layers: int) -> int:
     """Phases of one step."""
-    return num_layers * _PHASES_PER_LAYER + _PHASES_OUTSIDE
+    return num_layers * len(PHASES_OF_A_LAYER) + _PHASES_OUTSIDE
 
 
 @compiled
