@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.requantize import write_q4_0
+from inference_server.checkpoints.block_headers import BLOCKS_NAME
 from inference_server.checkpoints.digest import remembered_sha256
 from inference_server.checkpoints.fetch import fetch
 from inference_server.checkpoints.sources import parse_source
@@ -83,7 +84,20 @@ class Workshop:
         return target
 
     def checkpoint(self) -> Path:
-        """The folder with the bfloat16 weights and the tokenizer into which HelixFlow converted the model."""
+        """A folder with the bfloat16 weights and the tokenizer into which HelixFlow converted the model.
+
+        It links to the converted one without the GGUF blocks beside them, which other servers would read too.
+        """
+        folder = self.folder / "weights" / "bfloat16"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in self._converted().iterdir():
+            link = folder / path.name
+            link.unlink(missing_ok=True)
+            if path.name != BLOCKS_NAME:
+                link.symlink_to(path)
+        return folder
+
+    def _converted(self) -> Path:
         spec = self._pulled()
         return prepare(
             source=spec.source,
