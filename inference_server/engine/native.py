@@ -20,7 +20,7 @@ from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.execution.native.architecture import read_architecture
 from inference_server.execution.native.kernels import load_step
 from inference_server.execution.native.runner import NativeRunner
-from inference_server.execution.native.weights import formats_for, load_native
+from inference_server.execution.native.weights import load_native
 from inference_server.execution.sampler import Sampler
 from inference_server.loading.blocks_file import read_blocks
 from inference_server.types import EngineSpec, MemoryReport
@@ -51,7 +51,7 @@ def build_native_engine(
         folder,
         config,
         architecture,
-        formats=formats_for(spec.quantization, dtype),
+        quantization=spec.quantization,
         dtype=dtype,
         blocks=read_blocks(folder) if spec.quantization == "gguf" else {},
         max_model_len=spec.max_model_len,

@@ -6,10 +6,10 @@ the names that transformers gives the tensors of the supported families.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from inference_server.checkpoints.block_headers import block_bits
+from inference_server.checkpoints.facts import read_config
 from inference_server.checkpoints.headers import weight_files
 from inference_server.checkpoints.native_weights import (
     ALIGNMENT,
@@ -24,8 +26,10 @@ from inference_server.checkpoints.native_weights import (
     BITS_4,
     BITS_8,
     FLOAT32,
+    Matrix,
+    NativeWeights,
     aligned,
-    packed_bytes,
+    native_weights,
 )
 from inference_server.errors import ModelLoadFailed
 from inference_server.execution.native.architecture import Architecture, rotary_table
@@ -54,26 +58,6 @@ _EMBEDDING, _HEAD, _FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", 
 _PREFIXES = ("", "language_model.", "model.language_model.")  # text models inside multimodal checkpoints
 
 OnProgress = Callable[[float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Formats:
-    """How matrices are stored: those of the layers, and the embedding with the output head."""
-
-    body: int
-    head: int
-
-
-def formats_for(quantization: str, dtype: torch.dtype) -> Formats:
-    """The formats of a scheme. For "gguf" they say what tensors get that have no blocks of their own."""
-    dense = FLOAT32 if dtype == torch.float32 else BFLOAT16
-    schemes = {
-        "none": Formats(dense, dense),
-        "gguf": Formats(dense, dense),
-        "int8": Formats(BITS_8, BITS_8),
-        "int4": Formats(BITS_4, BITS_8),
-    }
-    return schemes[quantization]
 
 
 class TensorFolder:
@@ -131,20 +115,12 @@ class _Vectors:
         return np.concatenate(self._parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Matrix:
-    """One packed matrix to be: the tensors whose rows follow each other in it."""
-
-    names: tuple[str, ...]
-    format: int
-
-
 def load_native(
     folder: Path,
     config: Any,
     architecture: Architecture,
     *,
-    formats: Formats,
+    quantization: str,
     dtype: torch.dtype,
     blocks: Mapping[str, BlockMatrix],
     max_model_len: int,
@@ -156,8 +132,14 @@ def load_native(
     Raises:
         ModelLoadFailed: the checkpoint lacks a tensor or has one of another shape.
     """
+    planned = native_weights(
+        read_config(folder),
+        quantization=quantization,
+        dtype=str(dtype).removeprefix("torch."),
+        block_bits=block_bits(folder) if blocks else {},
+    )
     with TensorFolder(folder) as tensors:
-        plans = list(_matrices(architecture, formats, blocks))
+        plans = _in_arena_order(planned)
         arena, matrices = _pack_all(plans, tensors, blocks, dtype, num_threads, on_progress)
         vectors = _Vectors()
         layers = _layers(architecture, tensors, vectors)
@@ -186,27 +168,11 @@ def load_native(
     )
 
 
-def _matrices(
-    architecture: Architecture, formats: Formats, blocks: Mapping[str, BlockMatrix]
-) -> Iterator[_Matrix]:
-    """In the arena's order: embedding, head if it is another, then four per layer."""
-
-    def plan(names: tuple[str, ...], wanted: int) -> _Matrix:
-        own = {blocks[name].bits if name in blocks else 0 for name in names}
-        return _Matrix(names, {4: BITS_4, 8: BITS_8}.get(own.pop(), wanted) if len(own) == 1 else wanted)
-
-    yield plan((_EMBEDDING,), formats.head)
-    if not architecture.is_tied:
-        yield plan((_HEAD,), formats.head)
-    for index in range(architecture.num_layers):
-        layer = f"model.layers.{index}."
-        for parts in (
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            ("self_attn.o_proj",),
-            ("mlp.gate_proj", "mlp.up_proj"),
-            ("mlp.down_proj",),
-        ):
-            yield plan(tuple(f"{layer}{part}.weight" for part in parts), formats.body)
+def _in_arena_order(weights: NativeWeights) -> list[Matrix]:
+    """Embedding, head if it is another, then four per layer: the order of `Model.matrices`."""
+    ends = [weights.embedding] if weights.head is weights.embedding else [weights.embedding, weights.head]
+    layers = [(layer.qkv, layer.attention_out, layer.gate_up, layer.down) for layer in weights.layers]
+    return [*ends, *itertools.chain.from_iterable(layers)]
 
 
 def _layers(architecture: Architecture, tensors: TensorFolder, vectors: _Vectors) -> np.ndarray:
@@ -236,7 +202,7 @@ def _layers(architecture: Architecture, tensors: TensorFolder, vectors: _Vectors
 
 
 def _pack_all(
-    plans: list[_Matrix],
+    plans: list[Matrix],
     tensors: TensorFolder,
     blocks: Mapping[str, BlockMatrix],
     dtype: torch.dtype,
@@ -244,12 +210,10 @@ def _pack_all(
     on_progress: OnProgress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The arena and `Model.matrices`. numpy releases the GIL in most of this, so two threads share it."""
-    shapes = [_shape(plan, tensors, blocks) for plan in plans]
-    sizes = [packed_bytes(plan.format, *shape) for plan, shape in zip(plans, shapes, strict=True)]
-    offsets = np.cumsum([0, *(aligned(size) for size in sizes)])
+    offsets = np.cumsum([0, *(aligned(plan.num_bytes) for plan in plans)])
     arena = _aligned(int(offsets[-1]))
 
-    def pack(plan: _Matrix, offset: int) -> None:
+    def pack(plan: Matrix, offset: int) -> None:
         packed = _packed(plan, tensors, blocks, dtype)
         arena[offset : offset + packed.size] = packed
 
@@ -260,29 +224,30 @@ def _pack_all(
         for done, job in enumerate(jobs):
             job.result()
             on_progress((done + 1) / len(jobs))
-    rows = [(plan.format, int(at), *shape) for plan, at, shape in zip(plans, offsets, shapes, strict=False)]
+    rows = [(plan.format, int(at), plan.rows, plan.columns) for plan, at in zip(plans, offsets, strict=False)]
     return arena, np.array(rows, dtype=np.int64)
 
 
-def _shape(plan: _Matrix, tensors: TensorFolder, blocks: Mapping[str, BlockMatrix]) -> tuple[int, int]:
-    shapes = [
-        (blocks[name].rows, blocks[name].columns) if name in blocks else tuple(tensors.get(name).shape)
-        for name in plan.names
-    ]
-    if len({shape[1] for shape in shapes}) != 1:
-        raise ModelLoadFailed(f"{plan.names[0]!r} and its siblings have different numbers of inputs")
-    return sum(shape[0] for shape in shapes), shapes[0][1]
-
-
 def _packed(
-    plan: _Matrix, tensors: TensorFolder, blocks: Mapping[str, BlockMatrix], dtype: torch.dtype
+    plan: Matrix, tensors: TensorFolder, blocks: Mapping[str, BlockMatrix], dtype: torch.dtype
 ) -> np.ndarray:
+    if plan.format in (BITS_8, BITS_4) and all(name in blocks for name in plan.parts):
+        joined = _joined([blocks[name] for name in plan.parts])
+        _check_shape(plan, (joined.rows, joined.columns))
+        return pack_blocks(joined)
+    weight = torch.cat([tensors.get(name) for name in plan.parts])
+    _check_shape(plan, tuple(weight.shape))
     if plan.format in (FLOAT32, BFLOAT16):
-        return pack_dense(torch.cat([tensors.get(name).to(dtype) for name in plan.names]))
-    if all(name in blocks for name in plan.names):
-        return pack_blocks(_joined([blocks[name] for name in plan.names]))
-    weight = torch.cat([tensors.get(name) for name in plan.names]).float().numpy()
-    return pack_blocks(quantize_4_bits(weight) if plan.format == BITS_4 else quantize_8_bits(weight))
+        return pack_dense(weight.to(dtype))
+    numbers = weight.float().numpy()
+    return pack_blocks(quantize_4_bits(numbers) if plan.format == BITS_4 else quantize_8_bits(numbers))
+
+
+def _check_shape(plan: Matrix, shape: tuple[int, ...]) -> None:
+    if shape != (plan.rows, plan.columns):
+        raise ModelLoadFailed(
+            f"{plan.name} is {shape} in the checkpoint and {(plan.rows, plan.columns)} in its config.json"
+        )
 
 
 def _joined(parts: list[BlockMatrix]) -> BlockMatrix:
