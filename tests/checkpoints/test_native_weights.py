@@ -35,7 +35,6 @@ from inference_server.checkpoints.native_weights import (
     packed_bytes,
     unexpected_weights,
 )
-from inference_server.execution.native import model as kernel_model
 from inference_server.execution.native.packing import pack_blocks, pack_dense
 from inference_server.loading.blocks import quantize_4_bits, quantize_8_bits
 
@@ -100,11 +99,6 @@ def _pack(weight: torch.Tensor, format_: int) -> np.ndarray[Any, Any]:
         return pack_dense(weight.to(torch.float32 if format_ == FLOAT32 else torch.bfloat16))
     quantize = quantize_4_bits if format_ == BITS_4 else quantize_8_bits
     return pack_blocks(quantize(weight.float().numpy()))
-
-
-def test_formats_are_numbered_as_the_kernels_number_them() -> None:
-    kernels = (kernel_model.FLOAT32, kernel_model.BFLOAT16, kernel_model.BITS_8, kernel_model.BITS_4)
-    assert kernels == (FLOAT32, BFLOAT16, BITS_8, BITS_4)
 
 
 def test_four_bits_are_for_layers_and_eight_for_embedding_and_head() -> None:
