@@ -95,6 +95,7 @@ def _level(started: Started, plan: Plan, streams: int, count: int, label: str) -
         ignore_eos=True,
         seed=streams,
         label=label,
+        reuse_connections=False,
     )
     return result_of(measure(Target(started.base_url, started.model), load), ReportOptions())
 

@@ -29,7 +29,8 @@ class LoadOptions:
     `prefix_len` tokens of system prompt are the same for all requests, the unmeasured first one included.
 
     `label` begins every prompt. None draws a new one for each run, so that no run finds its prompts in a
-    prefix cache; whoever wants the same prompts on several servers gives one.
+    prefix cache; whoever wants the same prompts on several servers gives one. `reuse_connections` False: a
+    connection for each request, for servers that close a kept one just when it is used again.
     """
 
     num_prompts: int
@@ -42,6 +43,7 @@ class LoadOptions:
     ignore_eos: bool = False
     seed: int = 0
     label: str | None = None
+    reuse_connections: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
