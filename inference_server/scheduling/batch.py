@@ -30,6 +30,11 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     carries: bool = False
 
     @property
+    def decodes(self) -> bool:
+        """Whether it computes one token, and guesses after it, to get the next."""
+        return self.samples and self.num_new_tokens == 1 + len(self.draft_token_ids)
+
+    @property
     def sample_position(self) -> int:
         """Position in the sequence of the first token that is sampled; guess i is judged at this plus i.
 
@@ -62,10 +67,9 @@ class Batch(msgspec.Struct, frozen=True):
     @property
     def decoding(self) -> tuple[ScheduledSequence, ...]:
         """Those that compute one token, and guesses after it, to get the next."""
-        return tuple(
-            [
-                item
-                for item in self.scheduled
-                if item.samples and item.num_new_tokens == 1 + len(item.draft_token_ids)
-            ]
-        )
+        return tuple([item for item in self.scheduled if item.decodes])
+
+    @property
+    def prompt_depth(self) -> int:
+        """Tokens before the deepest piece of a prompt; 0 if there is none."""
+        return max([item.start for item in self.scheduled if not item.decodes], default=0)

@@ -2,12 +2,13 @@
 
 A step lasts about as long as its decodes alone (the quiet time), plus so much per prompt token. Both are
 learnt from measured steps. While anything decodes, long prompts get as many tokens as keep the step within
-`slowdown` times the quiet time, and at least a block. Short prompts are not paced: cutting them up would cost
+`slowdown` times the quiet time, and at least a few. Short prompts are not paced: cutting them up would cost
 their first token more than it gives others, and many of them at once are what a busy server is for.
 
-Where a prompt token costs much more in a small piece than in a large one, even a block may take too long,
-and ever smaller pieces would only make it worse: a long prompt is not stretched to more than about
-`MAX_STRETCH` times what it takes alone.
+Where a prompt token costs much more in a small piece than in a large one, even a few may take too long, and
+ever smaller pieces would only make it worse: a long prompt is not stretched to more than about `MAX_STRETCH`
+times what it takes alone. How much more is learnt where prompts begin: deeper in a prompt every token costs
+more, in pieces of any size, because it attends to all before it.
 
 If more wait for their prompts than decode, the allowance grows in proportion: then the waiting are the ones
 to protect, and a large batch is worth more than an even stream.
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 MAX_ASKED_BETWEEN_QUIET = 64
 MAX_STRETCH = 4.0
+SHALLOW = 512  # tokens before a piece, up to which attention is a small part of its cost
 _FALL, _RISE = 0.5, 0.2  # weights of a new quiet time below, above the average
 _MAX_RISE = 1.1  # one slow step must not make all others look fast
-_COST_WEIGHT = 0.25  # of a new cost per token below the average, and of a new stretch
+_COST_WEIGHT = 0.25  # of a new cost per token below the average
+_NEED_FALL, _NEED_RISE = 0.5, 0.1  # what disturbs a step makes it longer: the short ones tell the truth
 _RATE_WEIGHT = 0.05  # of a new rate of prompts alone below the best
 _MIN_COST_S = 1e-9  # a step that was no slower than a quiet one still says nothing of free tokens
 
@@ -65,16 +68,15 @@ class PrefillPacer:
         """Whether there is any limit."""
         return self._slowdown > 0
 
-    def observe(self, *, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
-        """A step with this work took so long."""
+    def observe(self, *, num_decodes: int, num_prompt_tokens: int, depth: int = 0, seconds: float) -> None:
+        """A step with this work took so long; `depth` tokens lie before the prompt tokens."""
         if not num_prompt_tokens:
             self._num_tried //= 4
             self._quiet_of(num_decodes).observe(seconds)
         elif num_decodes:
             self._num_tried = num_prompt_tokens
-            # x tokens take seconds + (x - num_prompt_tokens) / rate; solved for x / that = rate / stretch
-            num_lost = self._alone_rate * seconds - num_prompt_tokens
-            self._num_needed += _COST_WEIGHT * (num_lost / (MAX_STRETCH - 1) - self._num_needed)
+            if depth <= SHALLOW:
+                self._learn_need(num_prompt_tokens, seconds)
             quiet_s = self._quiet_of(num_decodes).seconds
             if quiet_s is not None and num_prompt_tokens >= self._min_tokens:
                 self._learn_cost(max(_MIN_COST_S, (seconds - quiet_s) / num_prompt_tokens))
@@ -104,6 +106,12 @@ class PrefillPacer:
 
     def _quiet_of(self, num_decodes: int) -> _Quiet:
         return self._quiet.setdefault(num_decodes.bit_length(), _Quiet())
+
+    def _learn_need(self, num_prompt_tokens: int, seconds: float) -> None:
+        """x tokens take seconds + (x - num_prompt_tokens) / rate; solved for x / that = rate / stretch."""
+        needed = (self._alone_rate * seconds - num_prompt_tokens) / (MAX_STRETCH - 1)
+        weight = _NEED_FALL if needed < self._num_needed else _NEED_RISE
+        self._num_needed += weight * (needed - self._num_needed)
 
     def _learn_alone(self, num_prompt_tokens: int, seconds: float) -> None:
         if self._token_seconds is None:

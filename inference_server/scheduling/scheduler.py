@@ -38,6 +38,7 @@ from inference_server.scheduling.sequence import Sequence, SequenceStatus
 from inference_server.types import FinishReason, GenerationRequest, TokenDelta
 
 MAX_IN_FLIGHT = 2  # steps scheduled and not committed
+MIN_PIECE = 4  # tokens of a paced prompt that a step computes, however long they take
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +90,7 @@ class Scheduler:
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._pacer = PrefillPacer(
             slowdown=config.prefill_slowdown,
-            min_tokens=config.block_size,
+            min_tokens=MIN_PIECE,
             max_tokens=config.max_num_batched_tokens,
         )
         self._num_arrivals = 0
@@ -203,6 +204,7 @@ class Scheduler:
             self._pacer.observe(
                 num_decodes=len(decoding),
                 num_prompt_tokens=batch.num_tokens - num_decode_tokens,
+                depth=batch.prompt_depth,
                 seconds=seconds,
             )
 

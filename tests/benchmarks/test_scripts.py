@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import chunked_prefill, prefix_cache
+from benchmarks import chunked_prefill, prefix_cache, speculation
 from benchmarks.chunked_prefill import disturbed_gaps, quiet_gaps
 
 MOMENTS = st.integers(0, 100).map(float)
@@ -64,3 +64,13 @@ def test_no_gap_is_quiet_and_disturbed_at_once(times: list[float], one: float, o
     disturbed = disturbed_gaps([times], sent_s, 100.0)
     assert len(quiet) + len(disturbed) <= max(0, len(times) - 1)
     assert sum(disturbed) >= (times[-1] - sent_s if times and times[0] <= sent_s < times[-1] < 100 else 0)
+
+
+def test_speculation_is_compared_with_its_absence_on_the_same_tasks(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(config), "--passages", "1", "--max-tokens", "20"]
+    assert speculation.main(arguments) == 0  # the answers were the same
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[1:]] == ["repeat", "rewrite", "extract", "all"]
+    assert all(int(row[1]) == 20 for row in rows[1:4])

@@ -55,6 +55,7 @@ GPU = Costs(step_s=0.008, decode_s=0.00002, prompt_token_s=0.00003)
         pytest.param(Costs(), 512, id="cpu"),
         pytest.param(Costs(noise=0.15), 512, id="noisy cpu"),
         pytest.param(Costs(prompt_token_s=0.001), 2048, id="slow prefill"),
+        pytest.param(Costs(depth_s=0.36e-6), 512, id="cpu with attention"),
         pytest.param(GPU, 8192, id="gpu"),
     ],
 )

@@ -17,13 +17,15 @@ from tests.scheduling.simulation import make_request
 class Costs:
     """Seconds of a step. The defaults are those of a small model on two CPU cores.
 
-    `prompt_s` is paid once by a step with prompt tokens. `noise`: each step takes up to this share longer.
+    `prompt_s` is paid once by a step with prompt tokens, `depth_s` by each for every token before its piece.
+    `noise`: each step takes up to this share longer.
     """
 
     step_s: float = 0.007
     decode_s: float = 0.001
     prompt_token_s: float = 0.0005
     prompt_s: float = 0.0
+    depth_s: float = 0.0
     noise: float = 0.0
 
     def of(self, batch: Batch, rng: random.Random) -> float:
@@ -32,6 +34,7 @@ class Costs:
         num_prompt_tokens = batch.num_tokens - num_decodes
         exact = self.of_quiet(num_decodes) + self.prompt_token_s * num_prompt_tokens
         exact += self.prompt_s if num_prompt_tokens else 0.0
+        exact += self.depth_s * batch.prompt_depth * num_prompt_tokens
         return exact * (1 + self.noise * rng.random())
 
     def of_quiet(self, num_decodes: int) -> float:
