@@ -70,7 +70,9 @@ def test_speculation_is_compared_with_its_absence_on_the_same_tasks(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--config", str(config), "--passages", "1", "--max-tokens", "20"]
-    assert speculation.main(arguments) == 0  # the answers were the same
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert speculation.main(arguments) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| ")]
     assert [row[0].strip("| ") for row in rows[1:]] == ["repeat", "rewrite", "extract", "all"]
-    assert all(int(row[1]) == 20 for row in rows[1:4])
+    assert all(1 <= int(row[1]) <= 20 for row in rows[1:4])
+    assert "Answers that differed: 0." in shown
