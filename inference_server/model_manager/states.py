@@ -28,6 +28,7 @@ class ModelState(enum.StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    SLEEPING = "sleeping"
     FAILED = "failed"
 
 

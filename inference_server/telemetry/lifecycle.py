@@ -5,6 +5,8 @@ What a request does to a model is `metrics.py`, which builds on this. Owner: the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from inference_server.telemetry.buckets import LOAD_BUCKETS
 from inference_server.telemetry.families import Families
 
@@ -64,10 +66,11 @@ class LifecycleMetrics:
         """The memory budget of one device."""
         self.budget.labels(device).set(num_bytes)
 
-    def set_model_memory(self, model: str, device: str, **bytes_by_kind: int) -> None:
-        """What one model holds: `weights`, `kv`, `workspace`."""
-        for kind, num_bytes in bytes_by_kind.items():
-            self.memory.labels(model, device, kind).set(num_bytes)
+    def set_memory(self, held: Mapping[tuple[str, str, str], int]) -> None:
+        """What all models hold, by (model, device, kind); a model may have been on another device before."""
+        self.memory.clear()
+        for labels, num_bytes in held.items():
+            self.memory.labels(*labels).set(num_bytes)
 
     # ------------------------------------------------------------ the manager's observer
 

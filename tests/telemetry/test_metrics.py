@@ -154,7 +154,7 @@ def test_a_removed_model_vanishes_from_every_family_and_a_new_one_appears() -> N
     metrics = Metrics(["old", "stays"])
     metrics.on_step("old", EngineStats(num_running=1, step_num_tokens=4, step_num_seqs=1, num_preemptions=2))
     metrics.on_load("old", 1.0, True)
-    metrics.set_model_memory("old", "cpu", weights=5)
+    metrics.set_memory({("old", "cpu", "weights"): 5})
     metrics.rejected.labels("old", "queue_full").inc()
     metrics.sync_models(["stays", "new"])
     page, _ = metrics.render()

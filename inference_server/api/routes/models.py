@@ -20,6 +20,7 @@ _WORDS = {
     ModelState.LOADING: "loading",
     ModelState.READY: "loaded",
     ModelState.DRAINING: "draining",
+    ModelState.SLEEPING: "sleeping",
     ModelState.FAILED: "failed",
 }
 
