@@ -79,9 +79,7 @@ async def _run(settings: Settings, catalog: Catalog, sock: socket.socket, displa
     metrics = Metrics(catalog.models)
     manager = ModelManager(catalog, settings, _launcher(fork_server, settings), observer=metrics)
     service = GenerationService(manager, settings, metrics)
-    application = build_application(
-        catalog=catalog, settings=settings, manager=manager, service=service, metrics=metrics
-    )
+    application = build_application(settings=settings, manager=manager, service=service, metrics=metrics)
     http = _HttpServer(application, settings)
     stop = asyncio.Event()
     with _signals(stop):

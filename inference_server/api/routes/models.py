@@ -21,6 +21,7 @@ _WORDS = {
     ModelState.READY: "loaded",
     ModelState.SLEEPING: "sleeping",
     ModelState.DRAINING: "draining",
+    ModelState.SLEEPING: "sleeping",
     ModelState.FAILED: "failed",
 }
 
