@@ -33,7 +33,7 @@ class ApiContext:
 
     def resolve(self, model: str) -> str:
         """The configured name behind a name or alias. Raises UnknownModel."""
-        return self.manager.status(model).name
+        return self.manager.catalog.resolve(model).name
 
 
 def context_of(request: Request) -> ApiContext:

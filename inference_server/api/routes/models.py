@@ -19,8 +19,8 @@ _WORDS = {
     ModelState.FETCHING: "loading",
     ModelState.LOADING: "loading",
     ModelState.READY: "loaded",
-    ModelState.DRAINING: "draining",
     ModelState.SLEEPING: "sleeping",
+    ModelState.DRAINING: "draining",
     ModelState.FAILED: "failed",
 }
 
