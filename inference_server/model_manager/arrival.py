@@ -255,7 +255,7 @@ class Arrivals:
         record.load = None
         if (
             record.state in UNDER_WAY
-        ):  # cancelled (perhaps before its first step), withdrawn, no memory to wake
+        ):  # cancelled (perhaps before its first step), withdrawn, not woken
             is_asleep = record.residency is not None
             self._table.move(record, ModelState.SLEEPING if is_asleep else ModelState.UNLOADED)
         if not load.cancelled() and (fault := load.exception()) is not None:

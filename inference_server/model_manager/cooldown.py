@@ -39,6 +39,6 @@ def remembered(failure: Failure, now_s: float) -> ModelLoadFailed:
     """What a request during the cooldown is told at once."""
     rest_s = failure.rest_s(now_s)
     return ModelLoadFailed(
-        f"{failure.error.message} (this was {now_s - failure.at_s:.0f} s ago; the next try is in {rest_s:.0f} s)",
+        f"{failure.error.message} ({now_s - failure.at_s:.0f} s ago; the next try is in {rest_s:.0f} s)",
         retry_after_s=rest_s,
     )

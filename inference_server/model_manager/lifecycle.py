@@ -1,4 +1,4 @@
-"""Moves models through their states: puts together who brings them in, who takes them out and who leases them.
+"""Moves models through their states: puts together who brings them in, takes them out and leases them.
 
 Owner of every record, of the budget and of the tasks that load and stop models; all on the event loop, no
 locks. Who waits, and how long, is `manager.py`.

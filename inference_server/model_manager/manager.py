@@ -166,7 +166,7 @@ class ModelManager:
                 lease.release()
 
     async def load(self, name: str) -> None:
-        """Bring a model into memory; one whose load has failed is tried again at once. Raises like `acquire`."""
+        """Bring a model into memory, at once also after a failed load. Raises like `acquire`."""
         async with self.acquire(name, retries=True):
             pass
 
@@ -199,14 +199,14 @@ class ModelManager:
             raise errors.SleepUnsupported(f"{name!r} could not be put to sleep and was unloaded")
 
     async def wake(self, name: str) -> None:
-        """Make a model ready for requests, whether it sleeps or is not in memory at all. Raises like `acquire`."""
+        """Make a model ready for requests, whether it sleeps or is not in memory. Raises like `acquire`."""
         await self.load(name)
 
     # ------------------------------------------------------------ configuration
 
     def reload(self, catalog: Catalog) -> ReloadReport:
-        """Serve these models from now on: new ones appear, removed ones drain, changed ones drain and come back
-        under their new entries with the next request. All or nothing.
+        """Serve these models from now on: new ones appear, removed ones drain, changed ones drain and come
+        back under their new entries with the next request. All or nothing.
 
         Raises:
             ConfigError: the memory budget is another one.
@@ -242,7 +242,7 @@ class ModelManager:
         return self._catalog
 
     def watch(self) -> AbstractContextManager[AsyncIterator[ModelStatus]]:
-        """Entered, it gives snapshots without an end: one per state change and progress report of any model."""
+        """Entered, it gives snapshots without an end: one per state change or progress of any model."""
         return self._lifecycle.table.watchers.watch()
 
     def retry_after_s(self, name: str) -> float:
@@ -254,7 +254,7 @@ class ModelManager:
         return self._lifecycle.retry_after_s(self._record(name))
 
     def snapshot(self) -> list[ModelStatus]:
-        """Every configured model, in the catalog's order; then those that were removed and are not gone yet."""
+        """Every configured model, in the catalog's order; then those removed and not gone yet."""
         return [self._lifecycle.table.status(record) for record in self._lifecycle.table.records.values()]
 
     def status(self, name: str) -> ModelStatus:

@@ -1,4 +1,4 @@
-"""What a new configuration means for the models there are. `compare` is pure; `Reloader` reads and applies."""
+"""What a new configuration means for the models there are; `Reloader` reads one and has it applied."""
 
 from __future__ import annotations
 

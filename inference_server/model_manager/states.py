@@ -16,7 +16,7 @@ class ModelState(enum.StrEnum):
     FETCHING   LOADING | FAILED | UNLOADED          files are there | they cannot be had | unloaded by request
     LOADING    READY                                its worker is ready, or awake again
                FAILED | UNLOADED                    load failed | unloaded, or nobody waits
-               SLEEPING | DRAINING                  no memory to wake in | it did not wake, so it is loaded anew
+               SLEEPING                             there is no memory to wake in, or nobody waits
     READY      DRAINING | UNLOADED                  evicted, idle or unloaded by request | its worker died
     DRAINING   UNLOADED | SLEEPING                  leases are over and the process is gone | its weights are
     SLEEPING   LOADING | DRAINING | UNLOADED        somebody asks for it | evicted, unloaded | its worker died

@@ -1,4 +1,4 @@
-"""The table of models: every record, and the one place that changes a model's state. Owner: the event loop."""
+"""The table of models: every record, and the one place that changes a state. Owner: the event loop."""
 
 from __future__ import annotations
 

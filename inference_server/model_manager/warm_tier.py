@@ -47,7 +47,7 @@ def _room_for(
     residents: Sequence[Resident],
     spare: Mapping[str, int],
 ) -> list[Resident] | None:
-    """The sleepers that must go so that `asleep` fit, least recently used first; None if that is not enough."""
+    """The sleepers that must go so that `asleep` fit, least recently used first; None if all are too few."""
     others = (r for r in residents if r.hold is Hold.SLEEPING and r.is_settled and r not in leaving)
     idle = sorted((r for r in others if r.oldest_wait_s is None), key=lambda resident: resident.last_used_s)
     more: list[Resident] = []

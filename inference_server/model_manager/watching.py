@@ -1,4 +1,4 @@
-"""Lets others follow what happens to models: every state and the latest progress, at the reader's own pace."""
+"""Lets others follow what happens to models: every state and the latest progress, at their own pace."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from inference_server.api.keep_alive import FOR_EVER_S, MAX_LENT_S, lent_keep_alive, parse_keep_alive
 from inference_server.config.catalog import ModelSpec
 from inference_server.errors import InvalidRequest
-from tests.api.server import CHAT, COMPLETION, Server, run
+from tests.api.server import Server, run
 from tests.generation.fakes import until
 
 DEMO = ModelSpec(name="demo", source="scripted", max_model_len=256, keep_alive_s=600.0)
