@@ -114,12 +114,11 @@ def test_a_broken_configuration_is_refused_with_its_reason_and_nothing_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        server = Server(tmp_path)
-
         def broken(_: Server) -> Catalog:
             raise ConfigError("models.yaml, line 3: unknown key `sorce`; did you mean `source`?")
 
         monkeypatch.setattr(Server, "read_catalog", broken)
+        server = Server(tmp_path)
         status, body = await post(server, "/models/reload")
         assert (status, body["error"]["code"]) == (400, "invalid_value")
         assert "line 3: unknown key" in body["error"]["message"]
@@ -312,5 +311,39 @@ def test_events_are_whole_json_documents(tmp_path: Path) -> None:
             await connection.until('"embedder"')
             for line in filter(None, connection.text.split("\n\n")):
                 assert set(json.loads(line.removeprefix("data: "))) == {"model", "event", "data"}
+
+    run(scenario())
+
+
+# ---------------------------------------------------------------- waiting for a model
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_waits_for_a_load_until_the_deadline_is_told_when_to_come_again_and_the_load_goes_on(
+    tmp_path: Path, stream: bool
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, loads=False)
+        late = await server.chat(stream=stream, timeout=0.05)
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "model_loading")
+        assert int(late.headers["retry-after"]) >= 1
+        server.launcher.may_launch.set()
+        await until(lambda: server.manager.status("demo").state == "ready")
+        assert len(server.launcher.workers) == 1
+        assert (await server.chat(stream=stream, timeout=5)).status_code == 200
+
+    run(scenario())
+
+
+def test_a_client_that_leaves_does_not_abort_the_load_that_it_began(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, loads=False)
+        async with server.connected("/models/load", {"model": "demo"}) as connection:
+            await server.launcher.launching.wait()
+            connection.leave()
+            assert connection.task is not None
+            connection.task.cancel()
+        server.launcher.may_launch.set()
+        await until(lambda: server.manager.status("demo").state == "ready")
 
     run(scenario())
