@@ -86,10 +86,12 @@ def decide(
 def _is_wanted_before(resident: Resident, claim: Claim, rules: SwapRules) -> bool:
     """Whether somebody who waits for a resident is to be served before the claim.
 
-    In memory it serves them all before it makes way; in order of arrival, only who came earlier.
+    Awake it serves them all before it makes way; in order of arrival, or asleep, only who came earlier.
     """
     waiting_s = resident.oldest_wait_s
-    return waiting_s is not None and (rules.collate or waiting_s <= claim.since_s)
+    if waiting_s is None or resident.hold is Hold.SLEEPING:
+        return waiting_s is not None and waiting_s < claim.since_s
+    return rules.collate or waiting_s <= claim.since_s
 
 
 def _refusal(

@@ -213,7 +213,7 @@ class Arrivals:
 
     def _become_ready(self, record: ModelRecord, residency: Residency) -> None:
         residency.ready_since_s = residency.last_used_s = self._table.clock()
-        residency.may_sleep = residency.can_sleep
+        residency.gone_for = None
         record.residency = residency
         record.failure = None
         self._table.move(record, ModelState.READY)
@@ -254,8 +254,10 @@ class Arrivals:
     def _ended(self, record: ModelRecord, load: Load) -> None:
         record.load = None
         if record.state in UNDER_WAY:  # cancelled (perhaps before its first step), withdrawn, not woken
-            is_asleep = record.residency is not None
-            self._table.move(record, ModelState.SLEEPING if is_asleep else ModelState.UNLOADED)
+            residency = record.residency
+            self._table.move(record, ModelState.UNLOADED if residency is None else ModelState.SLEEPING)
+            if residency is not None and residency.gone_for is not None:
+                self._departures.begin(record, residency.gone_for)
         if not load.cancelled() and (fault := load.exception()) is not None:
             logger.error("the load of %s broke", record.spec.name, exc_info=fault)
         self._settled(record)

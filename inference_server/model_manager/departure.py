@@ -68,11 +68,11 @@ class Departures:
         """Take no new leases, wait for the open ones, then sleep or stop the worker.
 
         Returns the task that does it, also one under way; None if there is nothing to leave. Without
-        `sleeps`, a departure under way ends without sleeping, too.
+        `sleeps`, a departure under way ends without sleeping, too, and so does a wake that is given up.
         """
         residency = record.residency
-        if residency is not None:
-            residency.may_sleep = residency.may_sleep and sleeps
+        if residency is not None and not sleeps:
+            residency.gone_for = residency.gone_for or reason
         is_staying = record.state in (ModelState.READY, ModelState.SLEEPING)
         if record.departure is None and is_staying and residency is not None:
             logger.info("%s %s: %s", record.spec.name, "goes to sleep" if sleeps else "leaves", _WHY[reason])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from inference_server import errors
@@ -30,6 +30,7 @@ from inference_server.model_manager.states import ModelState
 from inference_server.model_manager.swapping import rules_of
 from inference_server.model_manager.table import ModelTable
 from inference_server.model_manager.waiting_time import time_to_ready_s
+from inference_server.model_manager.warm_tier import Victim
 from inference_server.worker.launcher import WorkerLauncher
 
 
@@ -63,7 +64,7 @@ class Lifecycle:
             budget,
             available=self._view.available_bytes,
             residents=self._view.residents,
-            evict=lambda victims: self._departures.evict(victims),
+            evict=self._evict,
             rules=rules,
             clock=clock,
             changed=self.table.ring,
@@ -161,6 +162,14 @@ class Lifecycle:
         record.failure = None
         if record.state is ModelState.FAILED:
             self.table.move(record, ModelState.UNLOADED)
+
+    def _evict(self, victims: Sequence[Victim]) -> None:
+        """Also a sleeper that waits to wake goes, if who stands before it needs what it holds."""
+        self._departures.evict(victims)
+        for victim in victims:
+            record = self.table.records[victim.name]
+            if record.state is ModelState.LOADING:
+                self.arrivals.cancel(record)
 
     def _expire(self, record: ModelRecord) -> None:
         self._departures.begin(record, "idle")

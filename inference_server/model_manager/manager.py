@@ -316,6 +316,7 @@ class ModelManager:
                 yield
         finally:
             self._lifecycle.keep_alive.watch(record)
+            self._lifecycle.table.ring()  # those who came later may have waited for this one
             self._lifecycle.line.serve()
 
     def _refuse_if_hopeless(self, wait: _Wait) -> None:

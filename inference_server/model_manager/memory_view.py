@@ -5,7 +5,7 @@ Reads the table, the budget and the machine; changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from inference_server.model_manager.devices import HOST, DeviceProbe
 from inference_server.model_manager.eviction import Hold, Resident
@@ -83,7 +83,7 @@ class MemoryView:
                 pinned=record.spec.pinned,
                 hold=Hold.LOADING,
             )
-        hold = _hold(record, residency)
+        hold = _hold(record, residency, reserved)
         leaves_to_sleep = hold in (Hold.DRAINING, Hold.LEAVING) and residency.may_sleep
         kept = residency.plan.sleeping_bytes_by_device if leaves_to_sleep else {}
         return Resident(
@@ -103,7 +103,9 @@ class MemoryView:
 _HOLDS = {ModelState.READY: Hold.READY, ModelState.SLEEPING: Hold.SLEEPING}
 
 
-def _hold(record: ModelRecord, residency: Residency) -> Hold:
+def _hold(record: ModelRecord, residency: Residency, reserved: Mapping[str, int]) -> Hold:
+    if record.state is ModelState.LOADING and dict(reserved) == dict(residency.plan.sleeping_bytes_by_device):
+        return Hold.SLEEPING  # it wants to wake, and has not been granted the bytes
     if record.state is ModelState.DRAINING:
         return Hold.LEAVING if residency.quiet.is_set() else Hold.DRAINING
     return _HOLDS.get(record.state, Hold.LOADING)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from inference_server.config.catalog import ModelSpec
 from inference_server.errors import HelixFlowError
 from inference_server.model_manager.cooldown import Failure
+from inference_server.model_manager.observer import EvictionReason
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.states import ModelState
 from inference_server.worker.handle import Worker
@@ -28,7 +29,7 @@ class Residency:
 
     `quiet` is set while no lease is open, and for good once the worker is gone or leases no longer matter.
     `keep_alive_s` is what the last user asked for, instead of the model's own; negative: for ever.
-    `may_sleep` is False once somebody wants the memory back for good.
+    `gone_for` is why somebody wants its memory back for good; None: nobody does, and it may sleep.
     """
 
     def __init__(self, worker: Worker, plan: ModelPlan, now_s: float) -> None:
@@ -38,7 +39,7 @@ class Residency:
         self.last_used_s = now_s
         self.num_leases = 0
         self.keep_alive_s: float | None = None
-        self.may_sleep = self.can_sleep
+        self.gone_for: EvictionReason | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self.quiet = asyncio.Event()
         self.quiet.set()
@@ -47,6 +48,11 @@ class Residency:
     def can_sleep(self) -> bool:
         """Whether its worker can, and the plan knows what it then holds."""
         return self.worker.ready.can_sleep and bool(self.plan.sleeping_bytes_by_device)
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it can, and nobody wants its memory back for good."""
+        return self.can_sleep and self.gone_for is None
 
     @property
     def sleeping_bytes(self) -> Mapping[str, int] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +40,14 @@ MODELS = {
 ASLEEP = {"half": {"cpu": 3}, "most": {"cpu": 4}, "gpu": {"cuda:0": 1, "cpu": 9}}
 BUDGET = {"cpu": 30, "cuda:0": 10}
 HANG_S = 500.0
+CROWDS = (
+    ("half", "most", "all"),
+    ("small", "half", "gpu"),
+    ("pinned", "most", "gpu"),
+    ("huge", "all", "small"),
+)
 SETTLED = (ModelState.UNLOADED, ModelState.READY, ModelState.SLEEPING, ModelState.FAILED)
-names = st.sampled_from(sorted(MODELS))
+indices = st.integers(0, 2)  # of the few models that one run is about
 seconds = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0, 20.0])
 
 
@@ -83,6 +89,7 @@ class ManagerMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(coroutine)
 
     @initialize(
+        hot=st.sampled_from(CROWDS),
         stop_s=seconds,
         kill_s=seconds,
         sleep_s=seconds,
@@ -92,7 +99,16 @@ class ManagerMachine(RuleBasedStateMachine):
         min_residency=seconds,
         max_swap_wait=seconds,
     )
-    def build(self, stop_s: float, kill_s: float, sleep_s: float, can_sleep: bool, **settings: Any) -> None:
+    def build(
+        self,
+        hot: Sequence[str],
+        stop_s: float,
+        kill_s: float,
+        sleep_s: float,
+        can_sleep: bool,
+        **settings: Any,
+    ) -> None:
+        self.hot = hot
         settings["eviction_policy"] = str(settings.pop("policy"))
 
         async def build() -> House:
@@ -112,14 +128,21 @@ class ManagerMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ what happens
 
-    @rule(name=names, wait_s=st.none() | seconds, keep_alive_s=st.none() | st.sampled_from([-1.0, 0.0, 1.0]))
-    def request(self, name: str, wait_s: float | None, keep_alive_s: float | None) -> None:
+    @rule(
+        index=indices, wait_s=st.none() | seconds, keep_alive_s=st.none() | st.sampled_from([-1.0, 0.0, 1.0])
+    )
+    def request(self, index: int, wait_s: float | None, keep_alive_s: float | None) -> None:
         async def begin() -> None:
-            user = User(name)
+            user = User(self.hot[index])
             user.task = asyncio.create_task(user.run(self.house, wait_s, keep_alive_s))
             self.users.append(user)
 
         self.run(begin())
+
+    @rule(index=indices)
+    def request_and_wait(self, index: int) -> None:
+        self.request(index, None, None)
+        self.time_passes(6.0)
 
     @precondition(lambda self: self.users)
     @rule(data=st.data())
@@ -150,25 +173,26 @@ class ManagerMachine(RuleBasedStateMachine):
 
         self.run(wait())
 
-    @rule(name=names)
-    def worker_dies(self, name: str) -> None:
+    @rule(index=indices)
+    def worker_dies(self, index: int) -> None:
+        name = self.hot[index]
         if name in self.house.launcher.workers:
             self.house.launcher.workers[name].die()
 
-    @rule(name=names, verb=st.sampled_from(["unload", "unload", "load", "sleep", "sleep", "wake"]))
-    def told_to(self, name: str, verb: str) -> None:
+    @rule(index=indices, verb=st.sampled_from(["unload", "unload", "load", "sleep", "sleep", "wake"]))
+    def told_to(self, index: int, verb: str) -> None:
         async def obey() -> None:
             with contextlib.suppress(errors.Unavailable, errors.UnknownModel, errors.SleepUnsupported):
-                await getattr(self.house.manager, verb)(name)
+                await getattr(self.house.manager, verb)(self.hot[index])
 
         async def begin() -> None:
             self.background.append(asyncio.create_task(obey()))
 
         self.run(begin())
 
-    @rule(name=names, how=st.sampled_from(["remove", "restore", "restore", "rename", "another context"]))
-    def reconfigure(self, name: str, how: str) -> None:
-        manager = self.house.manager
+    @rule(index=indices, how=st.sampled_from(["remove", "restore", "restore", "rename", "another context"]))
+    def reconfigure(self, index: int, how: str) -> None:
+        manager, name = self.house.manager, self.hot[index]
         models = dict(manager.catalog.models)
         if how == "remove":
             models.pop(name, None)
@@ -185,8 +209,9 @@ class ManagerMachine(RuleBasedStateMachine):
         if models:
             self.run(reload())
 
-    @rule(name=names, falling_asleep=st.booleans(), out_of_memory=st.booleans())
-    def next_change_of_tier_fails(self, name: str, falling_asleep: bool, out_of_memory: bool) -> None:
+    @rule(index=indices, falling_asleep=st.booleans(), out_of_memory=st.booleans())
+    def next_change_of_tier_fails(self, index: int, falling_asleep: bool, out_of_memory: bool) -> None:
+        name = self.hot[index]
         if name in self.house.launcher.workers:
             worker = self.house.launcher.workers[name]
             error = errors.InsufficientMemory("no room") if out_of_memory else errors.ModelLoadFailed("no")
@@ -197,9 +222,9 @@ class ManagerMachine(RuleBasedStateMachine):
         """They end when the launcher's own time limit does it."""
         self.house.launcher.launch_s = HANG_S if hangs else 1.0
 
-    @rule(name=names, at_launch=st.booleans(), out_of_memory=st.booleans())
-    def next_load_fails(self, name: str, at_launch: bool, out_of_memory: bool) -> None:
-        launcher = self.house.launcher
+    @rule(index=indices, at_launch=st.booleans(), out_of_memory=st.booleans())
+    def next_load_fails(self, index: int, at_launch: bool, out_of_memory: bool) -> None:
+        launcher, name = self.house.launcher, self.hot[index]
         if at_launch:
             error = errors.InsufficientMemory("oom") if out_of_memory else errors.ModelLoadFailed("no")
             launcher.launch_errors.setdefault(name, []).append(error)
