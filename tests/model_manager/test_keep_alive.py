@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from inference_server.model_manager.states import ModelState as S
-from tests.model_manager.fakes import FakeLauncher, build_house, now_s, spawn
+from tests.model_manager.fakes import FakeLauncher, build_house, spawn
 from tests.model_manager.virtual_time import run, settle
 
 
@@ -51,8 +51,10 @@ def test_pinned_and_preloaded_models_never_expire(protection: str) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize(("keep_alive_s", "stays"), [(0.0, 0.0), (5.0, 5.0), (None, 60.0), (-1.0, 1e5)])
-def test_the_last_request_decides_how_long_the_model_stays(keep_alive_s: float | None, stays: float) -> None:
+@pytest.mark.parametrize(("keep_alive_s", "stays_s"), [(0.0, 0.0), (5.0, 5.0), (None, 60.0), (-1.0, 1e5)])
+def test_the_last_request_decides_how_long_the_model_stays(
+    keep_alive_s: float | None, stays_s: float
+) -> None:
     async def scenario() -> None:
         house = build_house({"a": 10}, launcher=FakeLauncher(stop_s=0.0), a={"keep_alive_s": 60.0})
         async with house.acquire("a", keep_alive_s=3.0), house.acquire("a", keep_alive_s=keep_alive_s):
@@ -60,10 +62,11 @@ def test_the_last_request_decides_how_long_the_model_stays(keep_alive_s: float |
         assert house.manager.status("a").expires_in_s == pytest.approx(3.0)
         async with house.acquire("a", keep_alive_s=keep_alive_s):
             pass
-        left_s = now_s()
-        while house.state("a") is not S.UNLOADED and now_s() - left_s < 1e5:
-            await asyncio.sleep(0.5)
-        assert now_s() - left_s == pytest.approx(stays, abs=1.0)
+        assert house.state("a") is (S.READY if stays_s else S.DRAINING)
+        await asyncio.sleep(max(0.0, stays_s - 0.1))
+        assert house.state("a") is (S.READY if stays_s else S.UNLOADED)
+        await asyncio.sleep(0.2)
+        assert house.state("a") is (S.READY if keep_alive_s == -1.0 else S.UNLOADED)
 
     run(scenario())
 

@@ -76,7 +76,7 @@ def test_new_models_appear_and_aliases_move_at_once() -> None:
 def test_a_removed_model_finishes_its_requests_and_is_shown_until_it_is_gone() -> None:
     async def scenario() -> None:
         house = build_house({"a": 10, "b": 10})
-        a, b = house.manager.catalog.models.values()
+        b = house.manager.catalog.models["b"]
         holder = spawn(house.use("a", hold_s=10.0))
         await asyncio.sleep(3)
         assert house.manager.reload(with_models(house, b)).removed == ("a",)
