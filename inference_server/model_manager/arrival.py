@@ -253,9 +253,7 @@ class Arrivals:
 
     def _ended(self, record: ModelRecord, load: Load) -> None:
         record.load = None
-        if (
-            record.state in UNDER_WAY
-        ):  # cancelled (perhaps before its first step), withdrawn, not woken
+        if record.state in UNDER_WAY:  # cancelled (perhaps before its first step), withdrawn, not woken
             is_asleep = record.residency is not None
             self._table.move(record, ModelState.SLEEPING if is_asleep else ModelState.UNLOADED)
         if not load.cancelled() and (fault := load.exception()) is not None:
