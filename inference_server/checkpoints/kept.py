@@ -58,7 +58,7 @@ def kept_for(source: str, revision: str | None, cache_dir: Path) -> list[Kept]:
     folders = list(_source_folders(parsed))
     found: list[Kept] = []
     for folder, artifact in _artifacts(cache_dir):
-        if artifact.source in _names_of(source):
+        if artifact.source == _recorded(source):
             found += [Kept("artifacts", folder), *_converted(artifact.sha256, cache_dir)]
             folders.append(folder)
     if isinstance(parsed, GgufFileSource) and (digest := known_sha256(parsed.path, cache_dir)) is not None:
@@ -101,15 +101,9 @@ def delete(kept: Kept, cache_dir: Path) -> None:
             kept.path.unlink(missing_ok=True)
 
 
-def _names_of(source: str) -> frozenset[str]:
-    """How an artifact's record may name this source, or each of several wheels that hold its parts."""
-    parts = [source, *source.split(" + ")]
-    return frozenset(_normalised(part.strip()) for part in parts)
-
-
-def _normalised(source: str) -> str:
-    match = re.fullmatch(r"pypi:([^=]+)(==.*)", source)
-    return source if match is None else f"pypi:{re.sub(r'[-_.]+', '-', match[1]).lower()}{match[2]}"
+def _recorded(source: str) -> str:
+    """How an artifact's record names a source: project names as the package index normalises them."""
+    return re.sub(r"pypi:([^=]+)", lambda match: f"pypi:{re.sub(r'[-_.]+', '-', match[1]).lower()}", source)
 
 
 def _source_folders(source: Source) -> Iterator[Path]:

@@ -31,7 +31,7 @@ def short_duration(seconds: float) -> str:
     """The largest unit alone, which is all that a glance needs: "9m", "3h", "0s"."""
     for unit, length in _UNITS:
         if seconds >= length:
-            return f"{int(seconds // length)}{unit}"
+            return f"{round(seconds / length)}{unit}"
     return "0s"
 
 

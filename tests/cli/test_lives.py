@@ -25,10 +25,10 @@ def test_ps_shows_what_is_in_memory_or_on_its_way_within_eighty_columns() -> Non
     lines = [re.split(r"\s{2,}", line) for line in result.out.splitlines()]
     assert lines[:6] == [
         ["MODEL", "STATE", "DEVICE", "MEMORY", "LAST USED", "EXPIRES", "QUEUE"],
-        ["warm", "loaded", "cpu", "1 GiB", "2m ago", "in 7m", "0"],
+        ["warm", "loaded", "cpu", "1 GiB", "2m ago", "in 8m", "0"],
         ["busy", "loaded", "cuda:0", "1.5 GiB", "now (3)", "-", "2"],
         ["coming", "loading 43%", "-", "-", "-", "-", "1"],
-        ["broken", "failed", "-", "-", "-", "retry 9s", "0"],
+        ["broken", "failed", "-", "-", "-", "retry 10s", "0"],
         ["napping", "sleeping", "cpu", "256 MiB", "2h ago", "never", "0"],
     ]
     assert result.out.splitlines()[6] == "cpu: 1.25 GiB of 8 GiB reserved"
