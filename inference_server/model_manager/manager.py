@@ -215,7 +215,9 @@ class ModelManager:
         old, self._catalog = self._catalog, catalog
         records = self._lifecycle.table.records
         for name in report.removed:
-            self._lifecycle.retire(records[name])
+            record = records[name]
+            self._lifecycle.retire(record)
+            self._lifecycle.table.announce(record)
         for name in (*report.added, *report.changed):
             spec = catalog.models[name]
             if (record := records.get(name)) is None:
@@ -223,6 +225,7 @@ class ModelManager:
             else:  # an added one may still be draining from before
                 reloads = name not in old.models or affects_loading(record.spec, spec)
                 self._lifecycle.adopt(record, spec, reloads=reloads)
+            self._lifecycle.table.announce(records[name])
         self._lifecycle.table.sort_like(catalog.models)
         self._preload([name for name in report.added if catalog.models[name].preload])
         return report

@@ -44,8 +44,7 @@ class ModelTable:
         if state not in UNDER_WAY:
             record.report(None)
         self.observer.on_state(record.spec.name, state)
-        if self.watchers:
-            self.watchers.publish(self.status(record))
+        self.announce(record)
         if record.is_retired and state in GONE:
             del self.records[record.spec.name]
         self.ring()
@@ -53,6 +52,10 @@ class ModelTable:
     def report(self, record: ModelRecord, progress: Progress) -> None:
         """A load has come so far."""
         record.report(progress)
+        self.announce(record)
+
+    def announce(self, record: ModelRecord) -> None:
+        """Tell who watches that something about the model has changed."""
         if self.watchers:
             self.watchers.publish(self.status(record))
 

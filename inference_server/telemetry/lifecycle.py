@@ -18,6 +18,7 @@ class LifecycleMetrics:
     """The lifecycle part of the model manager's observer."""
 
     def __init__(self, families: Families) -> None:
+        self._held: set[tuple[str, str, str]] = set()  # the labels of memory that are on the page
         gauge, counter, histogram = families.gauge, families.counter, families.histogram
         self.state = gauge("helixflow_model_state", "1 for the model's state, else 0", "model", "state")
         self.memory = gauge(
@@ -73,7 +74,9 @@ class LifecycleMetrics:
 
     def set_memory(self, held: Mapping[tuple[str, str, str], int]) -> None:
         """What all models hold, by (model, device, kind); a model may have been on another device before."""
-        self.memory.clear()
+        for labels in self._held - held.keys():
+            self.memory.remove(*labels)
+        self._held = set(held)
         for labels, num_bytes in held.items():
             self.memory.labels(*labels).set(num_bytes)
 

@@ -245,16 +245,22 @@ def test_the_stream_begins_with_every_model_and_follows_a_load(tmp_path: Path) -
     run(scenario())
 
 
-def test_a_removed_model_is_told_as_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_what_a_reload_brings_and_takes_is_told(tmp_path: Path, is_loaded: bool) -> None:
     async def scenario() -> None:
         server = Server(tmp_path)
-        await server.manager.load("other")
+        if is_loaded:
+            await server.manager.load("other")
         async with server.connected("/models/sse", None, method="GET") as connection:
             await connection.until('"embedder"')
-            server.catalog = Catalog(models={k: v for k, v in server.catalog.models.items() if k != "other"})
+            left = {name: spec for name, spec in server.catalog.models.items() if name != "other"}
+            new = ModelSpec(name="new", source="scripted", max_model_len=256)
+            server.catalog = Catalog(models={**left, "new": new})
             assert (await server.client.post("/models/reload")).status_code == 200
             await connection.until('"model_remove"')
+            await connection.until('"model":"new"')
             assert ("other", "model_remove", None) in told(connection.text)
+            assert ("new", "model_status", "unloaded") in told(connection.text)
 
     run(scenario())
 

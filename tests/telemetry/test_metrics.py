@@ -179,3 +179,12 @@ def test_a_model_that_comes_back_counts_from_zero() -> None:
     metrics.of("m").answer_finished(FinishReason.STOP, 5, e2e_s=2.0, decode_s=1.0)
     assert sample(metrics, "helixflow_model_loads_total", model="m", result="ok") == 0
     assert sample(metrics, "vllm:request_success_total", model_name="m", finished_reason="stop") == 1
+
+
+def test_memory_follows_a_model_to_another_device() -> None:
+    metrics = Metrics(["m"])
+    metrics.set_memory({("m", "cpu", "weights"): 5, ("m", "cpu", "kv"): 2})
+    metrics.set_memory({("m", "cuda:0", "weights"): 5})
+    memory = "helixflow_model_memory_bytes"
+    assert sample(metrics, memory, model="m", device="cuda:0", kind="weights") == 5
+    assert sample(metrics, memory, model="m", device="cpu", kind="weights") is None

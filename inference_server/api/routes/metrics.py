@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,8 +23,11 @@ async def page(request: Request) -> Response:
         context.metrics.set_budget(usage.device, usage.budget_bytes)
     for status in statuses:
         _set_load(context, status)
-    context.metrics.set_memory({key: held for status in statuses for key, held in _memory(status).items()})
-    body, media_type = context.metrics.render()
+    context.metrics.set_memory(
+        {key: held for status in statuses for key, held in memory_by_kind(status).items()}
+    )
+    # Tens of milliseconds with many models, during which the loop must go on answering.
+    body, media_type = await asyncio.to_thread(context.metrics.render)
     return Response(body, headers={"content-type": media_type})
 
 
@@ -42,7 +47,7 @@ def _set_load(context: ApiContext, status: ModelStatus) -> None:
     )
 
 
-def _memory(status: ModelStatus) -> dict[tuple[str, str, str], int]:
+def memory_by_kind(status: ModelStatus) -> dict[tuple[str, str, str], int]:
     """A reservation by (model, device, kind); the kinds of a device add up to what is reserved there."""
     plan = status.plan
     if plan is None:

@@ -1,7 +1,7 @@
 """`GET /models/sse`: what happens to the models, as llama.cpp's router tells it.
 
-Each event is `{"model", "event", "data"}`: at first `model_status` for every model, then `status_change`,
-`status_update` (the same state, another progress) or `model_remove`. `data` is a model of `GET /models`.
+Each event is `{"model", "event", "data"}`: at first `model_status` for every model (and later for a new one),
+then `status_change`, `status_update` (the same state) or `model_remove`. `data` is a model of `GET /models`.
 A slow reader misses intermediate progress, never a state; nothing is kept for one but the newest of each.
 """
 
@@ -44,19 +44,22 @@ class _Events:
                 await self._tell(status, "model_status")
             async with aclosing(_until(self._context.service.draining, statuses)) as news:
                 async for status in news:
-                    same = self._told.get(status.name) is status.state
-                    await self._tell(status, "status_update" if same else "status_change")
-                    await self._tell_removed()
+                    await self._follow(status)
+
+    async def _follow(self, status: ModelStatus) -> None:
+        """Tell one change. A model that is not in the table any more has been removed since."""
+        if all(there.name != status.name for there in self._context.manager.snapshot()):
+            if self._told.pop(status.name, None) is not None:
+                await self._write(status.name, "model_remove", {})
+        elif status.name not in self._told:
+            await self._tell(status, "model_status")
+        else:
+            same = self._told[status.name] is status.state
+            await self._tell(status, "status_update" if same else "status_change")
 
     async def _tell(self, status: ModelStatus, kind: str) -> None:
         self._told[status.name] = status.state
         await self._write(status.name, kind, lifecycle_object(self._context, status))
-
-    async def _tell_removed(self) -> None:
-        there = {status.name for status in self._context.manager.snapshot()}
-        for name in self._told.keys() - there:
-            del self._told[name]
-            await self._write(name, "model_remove", {})
 
     async def _write(self, name: str, kind: str, data: object) -> None:
         body = msgspec.json.encode({"model": name, "event": kind, "data": data})
