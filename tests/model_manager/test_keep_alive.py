@@ -63,7 +63,7 @@ def test_the_last_request_decides_how_long_the_model_stays(
         async with house.acquire("a", keep_alive_s=keep_alive_s):
             pass
         assert house.state("a") is (S.READY if stays_s else S.DRAINING)
-        await asyncio.sleep(max(0.0, stays_s - 0.1))
+        await asyncio.sleep(max(0.05, stays_s - 0.1))
         assert house.state("a") is (S.READY if stays_s else S.UNLOADED)
         await asyncio.sleep(0.2)
         assert house.state("a") is (S.READY if keep_alive_s == -1.0 else S.UNLOADED)

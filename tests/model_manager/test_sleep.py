@@ -173,5 +173,8 @@ def test_on_a_gpu_the_weights_move_to_the_host_while_it_has_room() -> None:
         assert (house.state("a"), house.state("b")) == (S.SLEEPING, S.READY)
         await house.use("c")  # the host holds one sleeper: a goes for good, b sleeps
         assert (house.state("a"), house.state("b"), house.state("c")) == (S.UNLOADED, S.SLEEPING, S.READY)
+        await house.manager.unload("c")
+        await house.use("b")
+        assert house.manager.budget.reservation("b") == {"cuda:0": 60, "cpu": 5}
 
     run(scenario())
