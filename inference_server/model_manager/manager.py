@@ -1,7 +1,7 @@
 """The model manager: hands out leases on models, and brings models in and out of memory for it.
 
-Owner: the event loop; nothing here locks or blocks. It decides who waits and for how long; what happens to a
-model meanwhile is `lifecycle.py`, who gets memory is `admission.py`. It knows neither HTTP nor tokens.
+Owner: the event loop; nothing here locks or blocks. Who has no lease yet waits in `waiting.py`; what happens
+to a model meanwhile is `lifecycle.py`, who gets memory is `admission.py`. It knows neither HTTP nor tokens.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from inference_server import errors
 from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
 from inference_server.model_manager.arrival import Planner
 from inference_server.model_manager.budget import MemoryBudget, budget_bytes
-from inference_server.model_manager.cooldown import remembered
 from inference_server.model_manager.devices import DeviceProbe, discover_devices, resident_bytes
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.lifecycle import Lifecycle
@@ -30,9 +28,8 @@ from inference_server.model_manager.record import ModelRecord, ProgressListener
 from inference_server.model_manager.reload import ReloadReport, affects_loading, compare
 from inference_server.model_manager.states import ModelState
 from inference_server.model_manager.status import DeviceUsage, ModelStatus
+from inference_server.model_manager.waiting import Wait, Waiting
 from inference_server.worker.launcher import WorkerLauncher
-
-MAX_DEATHS_PER_ACQUIRE = 3  # a worker that ends right after it was ready is not restarted for ever
 
 
 class ModelManager:
@@ -71,7 +68,7 @@ class ModelManager:
             process_bytes=process_bytes,
             load_times=load_times or LoadTimes(),
         )
-        self._observer = observer or NullObserver()
+        self._waiting = Waiting(self._lifecycle, clock, observer or NullObserver())
         names = [name for name, spec in catalog.models.items() if spec.preload]
         self._preloader = Preloader(names, self.load)
         self._later_preloaders: list[Preloader] = []  # of reloads
@@ -79,7 +76,6 @@ class ModelManager:
         self._unused = asyncio.Event()
         self._unused.set()
         self._is_draining = False
-        self._is_stopping = False
 
     # ------------------------------------------------------------ life
 
@@ -113,7 +109,7 @@ class ModelManager:
 
     async def stop(self) -> None:
         """End every load and every worker, whoever uses them; returns when all their processes are gone."""
-        self._is_draining = self._is_stopping = True
+        self._is_draining = self._waiting.is_over = True
         await self._stop_preloading()
         self._lifecycle.table.ring()
         records = list(self._lifecycle.table.records.values())
@@ -158,8 +154,8 @@ class ModelManager:
         with self._use():
             lease = self._lifecycle.try_lease(record, self._clock(), keep_alive_s)
             if lease is None:
-                wait = _Wait(record, self._clock(), deadline_s, keep_alive_s, retries, record.num_deaths)
-                lease = await self._wait_for_lease(wait, on_progress)
+                wait = Wait(record, self._clock(), deadline_s, keep_alive_s, retries, record.num_deaths)
+                lease = await self._waiting.wait_for_lease(wait, on_progress)
             try:
                 yield lease
             finally:
@@ -215,9 +211,9 @@ class ModelManager:
         old, self._catalog = self._catalog, catalog
         records = self._lifecycle.table.records
         for name in report.removed:
-            record = records[name]
-            self._lifecycle.retire(record)
-            self._lifecycle.table.announce(record)
+            removed = records[name]
+            self._lifecycle.retire(removed)
+            self._lifecycle.table.announce(removed)
         for name in (*report.added, *report.changed):
             spec = catalog.models[name]
             if (record := records.get(name)) is None:
@@ -275,64 +271,7 @@ class ModelManager:
             for device, capacity in self.budget.capacity_bytes.items()
         ]
 
-    # ------------------------------------------------------------ waiting
-
-    async def _wait_for_lease(self, wait: _Wait, on_progress: ProgressListener | None) -> Lease:
-        record = wait.record
-        with self._waiting(record, wait.arrived_s, on_progress):
-            while (lease := self._lifecycle.try_lease(record, wait.arrived_s, wait.keep_alive_s)) is None:
-                self._refuse_if_hopeless(wait)
-                if record.state is ModelState.READY:  # not its turn, or its worker is gone and soon noticed
-                    await self._lifecycle.join(record, self._lifecycle.table.bell, wait.deadline_s)
-                elif record.departure is not None:
-                    await self._lifecycle.join(record, record.departure, wait.deadline_s)
-                else:
-                    await self._join_load(wait)
-        self._observer.on_swap_wait(record.spec.name, self._clock() - wait.arrived_s)
-        return lease
-
-    async def _join_load(self, wait: _Wait) -> None:
-        """Wait for the load under way, or a new one. Returns also if it ended without the model."""
-        record, failure = wait.record, wait.record.failure
-        if wait.deadline_s is not None and wait.deadline_s <= self._clock():
-            raise self._lifecycle.too_late(record)
-        if record.load is None and failure is not None and failure.rest_s(self._clock()) and not wait.retries:
-            raise remembered(failure, self._clock())
-        load = self._lifecycle.arrivals.ensure_loading(record)
-        await self._lifecycle.join(record, load, wait.deadline_s)
-        self._refuse_if_stopping()
-        if load.cancelled():
-            if record.cancel_reason:
-                raise errors.ModelLoadFailed(
-                    f"{record.spec.name!r} {record.cancel_reason}", retry_after_s=1.0
-                )
-        elif (error := load.result()) is not None:
-            raise _copy(error) from error
-
-    @contextlib.contextmanager
-    def _waiting(
-        self, record: ModelRecord, arrived_s: float, on_progress: ProgressListener | None
-    ) -> Iterator[None]:
-        """Count as somebody who wants the model: it is not evicted meanwhile, nor its load withdrawn."""
-        try:
-            with record.waiting(arrived_s), record.listening(on_progress):
-                yield
-        finally:
-            self._lifecycle.keep_alive.watch(record)
-            self._lifecycle.table.ring()  # those who came later may have waited for this one
-            self._lifecycle.line.serve()
-
-    def _refuse_if_hopeless(self, wait: _Wait) -> None:
-        self._refuse_if_stopping()
-        record = wait.record
-        if record.is_retired:
-            raise errors.UnknownModel(
-                f"The model {record.spec.name!r} was removed from the configuration", param="model"
-            )
-        if record.num_deaths - wait.num_deaths >= MAX_DEATHS_PER_ACQUIRE:
-            error = errors.ModelLoadFailed(f"{record.spec.name!r} ends whenever it has been loaded")
-            self._lifecycle.arrivals.remember(record, error, cools_down=True)
-            raise error
+    # ------------------------------------------------------------ users
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[None]:
@@ -347,10 +286,6 @@ class ModelManager:
             if self._num_users == 0:
                 self._unused.set()
 
-    def _refuse_if_stopping(self) -> None:
-        if self._is_stopping:
-            raise errors.ShuttingDown("the server is shutting down")
-
     # ------------------------------------------------------------ records
 
     def _record(self, name: str) -> ModelRecord:
@@ -362,20 +297,3 @@ class ModelManager:
         if record.residency is not None:
             record.residency.abandon()
         return departure
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """One acquirer that waits; `num_deaths` is how often the model's worker had ended when it came."""
-
-    record: ModelRecord
-    arrived_s: float
-    deadline_s: float | None
-    keep_alive_s: float | None
-    retries: bool
-    num_deaths: int
-
-
-def _copy(error: errors.HelixFlowError) -> errors.HelixFlowError:
-    """Each waiter raises its own: one exception object must not travel through several tasks."""
-    return type(error)(error.message, param=error.param, retry_after_s=error.retry_after_s)
