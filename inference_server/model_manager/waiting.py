@@ -22,7 +22,7 @@ MAX_DEATHS_PER_WAIT = 3  # a worker that ends right after it was ready is not re
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """One acquirer that waits; times are the manager's clock's. `num_deaths`: of the model's workers before."""
+    """One acquirer that waits, and since when. `num_deaths`: of the model's workers, before it came."""
 
     record: ModelRecord
     arrived_s: float
