@@ -14,7 +14,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from inference_server.engine.contract import StepRunner
-from inference_server.errors import InvalidRequest
+from inference_server.engine.memory_errors import is_out_of_memory
+from inference_server.errors import InsufficientMemory, InternalError, InvalidRequest
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
@@ -161,19 +162,14 @@ class TextEngine:
                 request_id = scheduled.sequence.request_id
                 self._scheduler.abort(request_id)
                 text = "the model produced logits that are not finite numbers for this request"
-                failures.append(RequestFailure(request_id, "internal_error", text))
+                failures.append(RequestFailure(request_id, InternalError.code, text))
         return tuple(failures)
 
     def _fail(self, batch: Batch, error: Exception) -> StepOutcome:
         """Every request of the batch fails; nothing else is touched."""
         logger.error("a step of %d sequences failed", batch.num_seqs, exc_info=error)
-        message = (
-            f"the model's forward pass failed ({type(error).__name__}); the server's log has the details"
-        )
-        failures = [
-            RequestFailure(request_id, "internal_error", message)
-            for request_id in self._scheduler.fail(batch)
-        ]
+        code, message = _told(error)
+        failures = [RequestFailure(request_id, code, message) for request_id in self._scheduler.fail(batch)]
         fatal = f"the device failed: {type(error).__name__}" if self._runner.is_fatal(error) else None
         return StepOutcome(deltas=(), failures=tuple(failures), stats=self._stats(batch, 0.0), fatal=fatal)
 
@@ -192,3 +188,13 @@ class TextEngine:
             step_num_seqs=batch.num_seqs,
             step_seconds=step_seconds,
         )
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """Code and message for the requests of a step that raised `error`; its text may hold prompts or paths."""
+    if is_out_of_memory(error):
+        return InsufficientMemory.code, (
+            "the model ran out of memory while it computed this request; send it again, or make it shorter"
+        )
+    name = type(error).__name__
+    return InternalError.code, f"the model's forward pass failed ({name}); the server's log has the details"

@@ -11,13 +11,13 @@ import logging
 import os
 import select
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from inference_server import errors
+from inference_server.engine.memory_errors import is_out_of_memory
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.worker import protocol
 from inference_server.worker.channel import ChildChannel
@@ -213,13 +213,3 @@ def _fail(channel: ChildChannel, code: str, error: Exception) -> None:
     else:
         text = f"{type(error).__name__}; the server's log has the details"
         channel.send(protocol.Failed(code=code, message=text))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a load or step failed for want of memory, on the host or on a device."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError):
-        return True
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -95,6 +95,21 @@ def test_a_failing_step_fails_its_batch_and_nothing_else(caplog: pytest.LogCaptu
     assert engine.step_stats().kv_cache_usage == 0.0
 
 
+def test_a_step_without_memory_says_so_and_the_engine_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    engine.submit(greedy_request("a", [5], 4))
+    runner.scripts[1] = broken(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 TB"))
+    with caplog.at_level(logging.CRITICAL, logger="inference_server.engine.text_engine"):
+        outcome = engine.step()
+    assert [(failed.request_id, failed.code) for failed in outcome.failures] == [("a", "insufficient_memory")]
+    assert "1 TB" not in outcome.failures[0].message
+    assert outcome.fatal is None
+    engine.submit(greedy_request("b", [5], 1))
+    assert tokens_of(run_to_end(engine)["b"]) == [1]
+    engine.check_integrity()
+
+
 def test_a_step_that_answers_too_little_is_a_bug_and_not_swallowed() -> None:
     runner = FakeRunner()
     engine = make_engine(runner)
