@@ -26,7 +26,7 @@ from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
 from inference_server.generation.service import GenerationService
-from inference_server.model_manager.lifecycle import prepare_message
+from inference_server.model_manager.arrival import prepare_message
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import is_scripted
 from inference_server.telemetry.logs import setup_logging
@@ -79,9 +79,7 @@ async def _run(settings: Settings, catalog: Catalog, sock: socket.socket, displa
     metrics = Metrics(catalog.models)
     manager = ModelManager(catalog, settings, _launcher(fork_server, settings), observer=metrics)
     service = GenerationService(manager, settings, metrics)
-    application = build_application(
-        catalog=catalog, settings=settings, manager=manager, service=service, metrics=metrics
-    )
+    application = build_application(settings=settings, manager=manager, service=service, metrics=metrics)
     http = _HttpServer(application, settings)
     stop = asyncio.Event()
     with _signals(stop):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from inference_server.api.schemas.answers import Frame
-from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
 from inference_server.errors import InvalidRequest
 from inference_server.generation.requests import TextRequest
 from inference_server.generation.service import Generation, GenerationService
 from inference_server.model_manager.manager import ModelManager
+from inference_server.telemetry.endpoint_picker import EndpointPickerPage
 from inference_server.telemetry.metrics import Metrics
 
 MAX_TIMEOUT_S = 86400.0
@@ -24,16 +24,16 @@ MAX_TIMEOUT_S = 86400.0
 class ApiContext:
     """The objects behind the API. `created` is the server's start, in seconds since the epoch."""
 
-    catalog: Catalog
     settings: Settings
     manager: ModelManager
     service: GenerationService
     metrics: Metrics
+    picker_page: EndpointPickerPage
     created: int
 
     def resolve(self, model: str) -> str:
         """The configured name behind a name or alias. Raises UnknownModel."""
-        return self.catalog.resolve(model).name
+        return self.manager.status(model).name
 
 
 def context_of(request: Request) -> ApiContext:

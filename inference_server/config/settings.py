@@ -65,6 +65,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefill_slowdown: float = 2.5
     gpu_memory_utilization: float | None = None
     host_memory: int | None = None
+    eviction_policy: str = "cost"
+    collate: bool = True
+    min_residency: float = 2.0
+    max_swap_wait: float = 10.0
     cache_dir: str = msgspec.field(default_factory=default_cache_dir)
     max_body_bytes: int = 2 * 1024 * 1024
     request_timeout: float = 600.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,22 @@ COMPLETION = {"model": "demo", "prompt": "hi"}
 class Server(House):
     """A house with its HTTP surface. Use inside one event loop."""
 
-    def __init__(self, tmp_path: Path, **options: Any) -> None:
+    def __init__(
+        self, tmp_path: Path, *, clock: Callable[[], float] = time.monotonic, **options: Any
+    ) -> None:
         super().__init__(tmp_path, **options)
         self.application: Starlette = build_application(
-            catalog=self.catalog,
             settings=self.settings,
             manager=self.manager,
             service=self.service,
             metrics=self.metrics,
+            clock=clock,
         )
         transport = httpx.ASGITransport(self.application, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
 
-    async def chat(self, **fields: Any) -> httpx.Response:
-        return await self.client.post("/v1/chat/completions", json={**CHAT, **fields})
+    async def chat(self, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        return await self.client.post("/v1/chat/completions", json={**CHAT, **fields}, headers=headers)
 
     async def complete(self, **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/completions", json={**COMPLETION, **fields})

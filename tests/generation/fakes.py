@@ -84,6 +84,12 @@ class FakeWorker:
             for index, token in enumerate(tokens)
         ]
 
+    async def sleep(self) -> None:
+        raise errors.SleepUnsupported("a fake")
+
+    async def wake(self) -> None:
+        """It never sleeps."""
+
     async def stop(self) -> None:
         if not self.closed.done():
             self.closed.set_result("was stopped")

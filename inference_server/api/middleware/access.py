@@ -15,7 +15,16 @@ from inference_server.api.middleware.path import route_path
 from inference_server.errors import Forbidden, HelixFlowError, Unauthenticated
 
 PUBLIC_PATHS = frozenset(
-    {"/health", "/health/live", "/health/ready", "/health/startup", "/livez", "/readyz", "/metrics"}
+    {
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/health/startup",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/metrics/epp",
+    }
 )
 
 

@@ -19,7 +19,9 @@ _WORDS = {
     ModelState.FETCHING: "loading",
     ModelState.LOADING: "loading",
     ModelState.READY: "loaded",
+    ModelState.SLEEPING: "sleeping",
     ModelState.DRAINING: "draining",
+    ModelState.SLEEPING: "sleeping",
     ModelState.FAILED: "failed",
 }
 
