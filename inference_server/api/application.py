@@ -12,13 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference_server.api.context import ApiContext
+from inference_server.api.context import ApiContext, Reload
 from inference_server.api.disconnect import ClientDisconnected
 from inference_server.api.errors import envelope, error_response
 from inference_server.api.middleware.access import AccessMiddleware
 from inference_server.api.middleware.observation import ObservationMiddleware
 from inference_server.api.replica_load import replica_load
-from inference_server.api.routes import admin, health, metrics, models
+from inference_server.api.routes import admin, health, metrics, model_events, models, ollama
 from inference_server.api.routes.chat import chat_completions
 from inference_server.api.routes.completions import completions
 from inference_server.config.settings import Settings
@@ -40,6 +40,7 @@ def build_application(
     manager: ModelManager,
     service: GenerationService,
     metrics: Metrics,
+    reload: Reload,
     clock: Callable[[], float] = time.monotonic,
 ) -> Starlette:
     """The whole HTTP surface over the given objects. `clock` gives monotonic seconds."""
@@ -55,7 +56,8 @@ def build_application(
             Middleware(ObservationMiddleware, metrics=metrics, paths=paths, root_path=settings.root_path),
             Middleware(
                 AccessMiddleware,
-                api_keys=[settings.api_key] if settings.api_key else [],
+                api_key=settings.api_key,
+                inference_api_key=settings.inference_api_key,
                 bound_host=settings.host,
                 root_path=settings.root_path,
             ),
@@ -74,6 +76,7 @@ def build_application(
         manager=manager,
         service=service,
         metrics=metrics,
+        reload=reload,
         picker_page=EndpointPickerPage(measure, clock=clock, wall_clock=time.time),
         created=int(time.time()),
     )
@@ -95,8 +98,13 @@ def _routes() -> list[Route]:
         Route("/metrics/epp", metrics.endpoint_picker_page),
         Route("/version", health.version),
         Route("/models", admin.list_lifecycle),
+        Route("/models/sse", model_events.model_events),
         Route("/models/load", admin.load_model, methods=["POST"]),
         Route("/models/unload", admin.unload_model, methods=["POST"]),
+        Route("/models/sleep", admin.sleep_model, methods=["POST"]),
+        Route("/models/wake", admin.wake_model, methods=["POST"]),
+        Route("/models/reload", admin.reload_models, methods=["POST"]),
+        Route("/api/ps", ollama.running_models),
     ]
 
 

@@ -62,6 +62,12 @@ _LISTENING = (
         "key that clients must send; safer in HELIXFLOW_API_KEY than on the command line",
         secret=True,
     ),
+    Key(
+        "inference_api_key",
+        kinds.text("KEY", r"[!-~]+", "printable characters without blanks"),
+        "a second key that may ask models, but not load, unload or reload them",
+        secret=True,
+    ),
     Key("insecure_no_auth", _BOOL, "allow an address that other machines can reach without any API key"),
     Key("ssl_keyfile", _FILE, "TLS private key (PEM)"),
     Key("ssl_certfile", _FILE, "TLS certificate chain (PEM)"),

@@ -30,7 +30,6 @@ class LifecycleMetrics:
             "model",
         )
         self.loads = counter("helixflow_model_loads", "Loads by result", "model", "result")
-        self.wakes = counter("helixflow_model_wakes", "Wakes of the sleeping model", "model")
         self.sleeps = counter("helixflow_model_sleeps", "Times put to sleep", "model")
         self.evictions = counter(
             "helixflow_model_evictions", "Times that it left memory, by reason", "model", "reason"
@@ -42,6 +41,12 @@ class LifecycleMetrics:
             LOAD_BUCKETS,
             "model",
             "source",
+        )
+        self.wake_duration = histogram(
+            "helixflow_model_wake_duration_seconds",
+            "From the grant of its bytes until the sleeping model is ready again",
+            LOAD_BUCKETS,
+            "model",
         )
         self.swap_wait = histogram(
             "helixflow_model_swap_wait_seconds",
@@ -56,7 +61,7 @@ class LifecycleMetrics:
             self.loads.labels(model, result)
         for reason in EVICTION_REASONS:
             self.evictions.labels(model, reason)
-        for family in (self.wakes, self.sleeps, self.worker_deaths, self.swap_wait):
+        for family in (self.sleeps, self.worker_deaths, self.wake_duration, self.swap_wait):
             family.labels(model)
         LifecycleMetrics.on_state(self, model, "unloaded")
 
@@ -80,15 +85,14 @@ class LifecycleMetrics:
             self.state.labels(model, name).set(1 if name == str(state) else 0)
 
     def on_load(self, model: str, seconds: float, ok: bool, source: str = "disk") -> None:
-        """A load ended; `source` is where its weights came from: disk, hub or ram."""
+        """A load ended; `source` is where its weights came from: disk, hub, or ram if it only had to wake."""
         self.loads.labels(model, "ok" if ok else "failed").inc()
         if ok:
             self.load_duration.labels(model, source).observe(seconds)
 
     def on_wake(self, model: str, seconds: float) -> None:
-        """A sleeping model is ready again."""
-        self.wakes.labels(model).inc()
-        self.load_duration.labels(model, "ram").observe(seconds)
+        """A sleeping model is ready again. It also counts as a load."""
+        self.wake_duration.labels(model).observe(seconds)
 
     def on_sleep(self, model: str) -> None:
         """`model` sleeps now."""

@@ -46,6 +46,7 @@ class FakeWorker:
             kv_cache_tokens=load.kv_cache_tokens,
             vocab_size=260,
             load_seconds=0.0,
+            can_sleep=True,
         )
 
     @property
@@ -85,10 +86,10 @@ class FakeWorker:
         ]
 
     async def sleep(self) -> None:
-        raise errors.SleepUnsupported("a fake")
+        """Nothing to give back."""
 
     async def wake(self) -> None:
-        """It never sleeps."""
+        """Nothing to bring back."""
 
     async def stop(self) -> None:
         if not self.closed.done():

@@ -334,3 +334,13 @@ def build_house(
         load_times=load_times,
     )
     return House(manager, house_launcher, machine, recorder, planned)
+
+
+def now_s() -> float:
+    """The virtual loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def spawn(coroutine: Any) -> asyncio.Task[Any]:
+    """Run it beside the test."""
+    return asyncio.create_task(coroutine)

@@ -38,7 +38,7 @@ NAMES = [
     "helixflow_model_loads",
     "helixflow_model_load_duration_seconds",
     "helixflow_model_evictions",
-    "helixflow_model_wakes",
+    "helixflow_model_wake_duration_seconds",
     "helixflow_model_sleeps",
     "helixflow_model_swap_wait_seconds",
     "helixflow_memory_estimate_error_ratio",
@@ -122,17 +122,18 @@ def test_the_page_has_no_created_series() -> None:
     assert media_type.startswith("text/plain")
 
 
-def test_a_load_and_a_wake_are_told_apart_by_where_the_weights_came_from() -> None:
+def test_loads_are_told_apart_by_where_the_weights_came_from() -> None:
     metrics = Metrics(["m"])
-    metrics.on_load("m", 2.0, True, source="hub")
-    metrics.on_load("m", 9.0, False, source="hub")
-    metrics.on_wake("m", 0.25)
+    metrics.on_load("m", 2.0, True, "hub")
+    metrics.on_load("m", 9.0, False, "hub")
+    metrics.on_load("m", 0.25, True, "ram")
+    metrics.on_wake("m", 0.125)
     duration = "helixflow_model_load_duration_seconds_sum"
     assert sample(metrics, duration, model="m", source="hub") == 2.0
     assert sample(metrics, duration, model="m", source="ram") == 0.25
-    assert sample(metrics, "helixflow_model_loads_total", model="m", result="ok") == 1
+    assert sample(metrics, "helixflow_model_wake_duration_seconds_sum", model="m") == 0.125
+    assert sample(metrics, "helixflow_model_loads_total", model="m", result="ok") == 2
     assert sample(metrics, "helixflow_model_loads_total", model="m", result="failed") == 1
-    assert sample(metrics, "helixflow_model_wakes_total", model="m") == 1
 
 
 def test_waits_and_estimates_are_told_per_model() -> None:

@@ -21,7 +21,6 @@ _WORDS = {
     ModelState.READY: "loaded",
     ModelState.SLEEPING: "sleeping",
     ModelState.DRAINING: "draining",
-    ModelState.SLEEPING: "sleeping",
     ModelState.FAILED: "failed",
 }
 
