@@ -317,6 +317,7 @@ class ModelManager:
         finally:
             self._lifecycle.keep_alive.watch(record)
             self._lifecycle.line.serve()
+            self._lifecycle.table.ring()  # whoever came after this one may be the first now
 
     def _refuse_if_hopeless(self, wait: _Wait) -> None:
         self._refuse_if_stopping()
@@ -326,6 +327,8 @@ class ModelManager:
                 f"The model {record.spec.name!r} was removed from the configuration", param="model"
             )
         if record.num_deaths - wait.num_deaths >= MAX_DEATHS_PER_ACQUIRE:
+            if (failure := record.failure) is not None:  # one who waits as long has said so already
+                raise remembered(failure, self._clock())
             error = errors.ModelLoadFailed(f"{record.spec.name!r} ends whenever it has been loaded")
             self._lifecycle.arrivals.remember(record, error, cools_down=True)
             raise error
