@@ -10,6 +10,8 @@
     ├── Denied                    who asks
     │   ├── Unauthenticated
     │   └── Forbidden
+    ├── Conflict                  what a model is now does not allow it
+    │   └── SleepUnsupported
     ├── OverLimit                 the same request may succeed later
     │   ├── QueueFull
     │   ├── RateLimited
@@ -102,6 +104,18 @@ class Forbidden(Denied):
     """The key is valid, but lacks the scope."""
 
     code = "forbidden"
+
+
+class Conflict(HelixFlowError):  # noqa: N818
+    """What a model is, or is doing now, does not allow this."""
+
+    code = "conflict"
+
+
+class SleepUnsupported(Conflict):
+    """The model cannot sleep, or cannot now; the message says why. It goes on as it was."""
+
+    code = "sleep_unsupported"
 
 
 class OverLimit(HelixFlowError):  # noqa: N818

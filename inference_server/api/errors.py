@@ -21,6 +21,8 @@ STATUS: dict[type[errors.HelixFlowError], tuple[int, str]] = {
     errors.Denied: (403, "permission_error"),
     errors.Unauthenticated: (401, "authentication_error"),
     errors.Forbidden: (403, "permission_error"),
+    errors.Conflict: (409, "invalid_request_error"),
+    errors.SleepUnsupported: (409, "invalid_request_error"),
     errors.OverLimit: (429, "rate_limit_error"),
     errors.QueueFull: (429, "rate_limit_error"),
     errors.RateLimited: (429, "rate_limit_error"),
