@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from inference_server.engine.contract import Sleepless
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.scripted_faults import Fault, commit, fault_in_file, fault_in_prompts
 from inference_server.engine.text_engine import EngineFacts, TextEngine
@@ -22,14 +23,17 @@ from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.scheduler import MAX_IN_FLIGHT
 from inference_server.types import EngineSpec, MemoryReport
 
+NO_MEMORY = MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0)
+
 
 class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a scripted model behaves. Steps count from 1 since the worker started.
 
-    `output_tokens` is the length of a reply that nothing else ends. `load_error` is "oom" or "failed". With
-    `max_in_flight` 2 a step is launched while the one before it runs, as on a GPU. With `prompt_faults` a
-    prompt that holds `fault:KIND:STAGE` brings about one of `scripted_faults.Fault` in "prefill" or "decode".
-    `load_fault_file` names a file that says, at each load, how it goes wrong; without the file it goes well.
+    `output_tokens` is the length of a reply that nothing else ends. `load_error` and `wake_error` are "oom"
+    or "failed"; only the first wake fails. With `max_in_flight` 2 a step is launched while the one before it
+    runs, as on a GPU. With `prompt_faults` a prompt that holds `fault:KIND:STAGE` brings about one of
+    `scripted_faults.Fault` in "prefill" or "decode". `load_fault_file` names a file that says, at each load,
+    how it goes wrong; without the file it goes well.
     """
 
     reply: str = "This is a scripted reply. "
@@ -43,6 +47,10 @@ class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     hang_step: int | None = None
     prompt_faults: bool = False
     load_fault_file: str | None = None
+    can_sleep: bool = True
+    sleep_ms: float = 0.0
+    wake_ms: float = 0.0
+    wake_error: str | None = None
 
 
 class ScriptedRunner:
@@ -121,6 +129,28 @@ class ScriptedStep:
         return self._results
 
 
+class ScriptedSleeper:
+    """A `Sleeper` that holds nothing, and takes its time all the same."""
+
+    def __init__(self, options: ScriptedOptions) -> None:
+        self._options = options
+        self._wake_error = options.wake_error
+
+    def sleep(self) -> None:
+        """See `Sleeper.sleep`."""
+        time.sleep(self._options.sleep_ms / 1000)
+
+    def wake(self) -> None:
+        """See `Sleeper.wake`."""
+        time.sleep(self._options.wake_ms / 1000)
+        error, self._wake_error = self._wake_error, None
+        _raise_scripted(error, "wake")
+
+    def memory(self) -> MemoryReport:
+        """See `Sleeper.memory`."""
+        return NO_MEMORY
+
+
 def build_scripted_engine(
     spec: EngineSpec, on_progress: Callable[[str, float | None], None]
 ) -> tuple[TextEngine, EngineFacts]:
@@ -140,12 +170,14 @@ def build_scripted_engine(
     eos_token_id = int(config["eos_token_id"])
     scheduler = build_scheduler(spec, {eos_token_id})
     facts = EngineFacts(
-        memory=MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0),
+        memory=NO_MEMORY,
         dtype="float32",
         kv_cache_tokens=num_blocks(spec) * BLOCK_SIZE,
         vocab_size=int(config["vocab_size"]),
     )
-    return TextEngine(scheduler, ScriptedRunner(options, eos_token_id), facts.vocab_size), facts
+    sleeper = ScriptedSleeper(options) if options.can_sleep else Sleepless("it was scripted to stay awake")
+    runner = ScriptedRunner(options, eos_token_id)
+    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=sleeper), facts
 
 
 def _pretend_to_load(options: ScriptedOptions, on_progress: Callable[[str, float | None], None]) -> None:
@@ -155,10 +187,14 @@ def _pretend_to_load(options: ScriptedOptions, on_progress: Callable[[str, float
         time.sleep(options.load_ms / 1000 / num_parts)
     if options.load_fault_file is not None:
         _go_wrong_as_told(Path(options.load_fault_file))
-    if options.load_error == "oom":
+    _raise_scripted(options.load_error, "load")
+
+
+def _raise_scripted(error: str | None, action: str) -> None:
+    if error == "oom":
         raise InsufficientMemory("this model was scripted to find too little memory")
-    if options.load_error is not None:
-        raise ModelLoadFailed("this model was scripted to fail to load")
+    if error is not None:
+        raise ModelLoadFailed(f"this model was scripted to fail to {action}")
 
 
 def _go_wrong_as_told(file: Path) -> None:

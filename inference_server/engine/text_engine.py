@@ -13,9 +13,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from inference_server.engine.contract import StepRunner
+from inference_server.engine.contract import Sleeper, Sleepless, StepRunner
 from inference_server.engine.memory_errors import is_out_of_memory
-from inference_server.errors import InsufficientMemory, InternalError, InvalidRequest
+from inference_server.errors import InsufficientMemory, InternalError, InvalidRequest, SleepUnsupported
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
@@ -71,9 +71,12 @@ class TextEngine:
         runner: StepRunner,
         vocab_size: int,
         *,
+        sleeper: Sleeper | Sleepless = Sleepless("its weights are held nowhere else"),  # noqa: B008 - frozen
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock` gives seconds that only go up."""
+        self._sleeper = sleeper
+        self._is_asleep = False
         self._clock = clock
         self._scheduler = scheduler
         self._runner = runner
@@ -91,12 +94,57 @@ class TextEngine:
         """Whether `step` has anything to do."""
         return bool(self._in_flight) or self._scheduler.has_unfinished
 
+    @property
+    def why_not_sleep(self) -> str:
+        """In words why the engine can never sleep; empty if it can."""
+        return self._sleeper.reason if isinstance(self._sleeper, Sleepless) else ""
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it has given its memory back."""
+        return self._is_asleep
+
+    def sleep(self) -> MemoryReport:
+        """Give the memory of weights and KV cache back; what is left is returned.
+
+        Raises:
+            SleepUnsupported: it never can, or requests are unfinished.
+        """
+        if isinstance(self._sleeper, Sleepless):
+            raise SleepUnsupported(f"this model cannot sleep: {self._sleeper.reason}")
+        if self._scheduler.has_unfinished:
+            raise SleepUnsupported("the model cannot sleep while requests run")
+        while self._in_flight:  # of requests that were aborted
+            self.step()
+        if not self._is_asleep:
+            self._scheduler.forget_cached_blocks()
+            self._sleeper.sleep()
+            self._is_asleep = True
+        return self._sleeper.memory()
+
+    def wake(self) -> MemoryReport:
+        """Take requests again; what is held now is returned.
+
+        Raises:
+            SleepUnsupported: it never slept, because it cannot.
+            Exception: of the memory that it needs; it sleeps on.
+        """
+        if isinstance(self._sleeper, Sleepless):
+            raise SleepUnsupported(f"this model cannot sleep: {self._sleeper.reason}")
+        if self._is_asleep:
+            self._sleeper.wake()
+            self._is_asleep = False
+        return self._sleeper.memory()
+
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request.
 
         Raises:
             ContextTooLong, InvalidRequest: it can never run on this engine.
+            InternalError: the engine is asleep.
         """
+        if self._is_asleep:
+            raise InternalError("the model was asleep when this request came; this is a bug of the server")
         if max(request.prompt_token_ids, default=0) >= self._vocab_size:
             raise InvalidRequest(
                 f"the prompt has token ids beyond the vocabulary of {self._vocab_size}", param="prompt"
