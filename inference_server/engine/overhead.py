@@ -7,6 +7,7 @@ are asked. Runs in the worker, once per model and settings: the server remembers
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 from typing import Any
@@ -97,18 +98,17 @@ def driver_bytes(uuid: str, nvml: Any = None) -> int | None:
 
     In a container the driver knows us under another process id, and does not find us.
     """
+    library = nvml if nvml is not None else importlib.import_module("pynvml")
     try:
-        if nvml is None:
-            import pynvml as nvml
-        nvml.nvmlInit()
-    except Exception:  # no library, no driver
+        library.nvmlInit()
+    except library.NVMLError:
         return None
     try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        handle = library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        processes = library.nvmlDeviceGetComputeRunningProcesses(handle)
         found = next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
         return None if found is None else int(found)
-    except nvml.NVMLError:
+    except library.NVMLError:
         return None
     finally:
-        nvml.nvmlShutdown()
+        library.nvmlShutdown()
