@@ -90,6 +90,11 @@ class TextEngine:
         return self._runner
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._vocab_size
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._in_flight) or self._scheduler.has_unfinished

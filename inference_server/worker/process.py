@@ -6,6 +6,7 @@ process the moment the server is gone. Torch is imported only on the path that n
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
@@ -15,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from inference_server import errors
 from inference_server.engine.memory_errors import is_out_of_memory
@@ -162,7 +165,24 @@ def _build_engine(
         return build_scripted_engine(message, on_progress)
     from inference_server.engine.assembly import build_text_engine
 
-    return build_text_engine(message, on_progress)
+    engine, facts = build_text_engine(message, on_progress)
+    if message.measures_overhead:
+        facts = _with_overhead(engine, facts, message, on_progress)
+    return engine, facts
+
+
+def _with_overhead(
+    engine: TextEngine,
+    facts: EngineFacts,
+    message: protocol.Load,
+    on_progress: Callable[[str, float | None], None],
+) -> EngineFacts:
+    from inference_server.engine.overhead import measure_overhead
+
+    on_progress("measure", None)
+    overhead = measure_overhead(engine, facts, message)
+    memory = msgspec.structs.replace(facts.memory, overhead=overhead)
+    return dataclasses.replace(facts, memory=memory)
 
 
 def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int:
