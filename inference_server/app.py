@@ -29,9 +29,12 @@ from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
 from inference_server.generation.service import GenerationService
 from inference_server.model_manager.arrival import prepare_message
+from inference_server.model_manager.learning import LearningLauncher
 from inference_server.model_manager.load_times import LoadTimes
 from inference_server.model_manager.manager import ModelManager
+from inference_server.model_manager.overheads import OverheadStore
 from inference_server.model_manager.plan import is_scripted
+from inference_server.model_manager.planning import planner_for
 from inference_server.model_manager.reload import Reloader
 from inference_server.telemetry.logs import setup_logging
 from inference_server.telemetry.metrics import Metrics
@@ -89,10 +92,12 @@ async def _run(
     fork_server = ForkServer(preload_torch=any(_needs_torch(spec) for spec in catalog.models.values()))
     fork_server.start()  # its imports take seconds and go on while we set up
     metrics = Metrics(catalog.models)
+    overheads = OverheadStore(Path(settings.cache_dir))
     manager = ModelManager(
         catalog,
         settings,
-        _launcher(fork_server, settings),
+        LearningLauncher(_launcher(fork_server, settings), overheads),
+        planner=planner_for(settings, overheads),
         observer=metrics,
         load_times=LoadTimes(Path(settings.cache_dir) / LOAD_TIMES_FILE),
     )

@@ -254,23 +254,34 @@ class Arrivals:
     def _ended(self, record: ModelRecord, load: Load) -> None:
         record.load = None
         if record.state in UNDER_WAY:  # cancelled (perhaps before its first step), withdrawn, not woken
-            residency = record.residency
-            self._table.move(record, ModelState.UNLOADED if residency is None else ModelState.SLEEPING)
-            if residency is not None and residency.gone_for is not None:
-                self._departures.begin(record, residency.gone_for)
+            self._put_back(record)
         if not load.cancelled() and (fault := load.exception()) is not None:
             logger.error("the load of %s broke", record.spec.name, exc_info=fault)
         self._settled(record)
         self._line.serve()
 
+    def _put_back(self, record: ModelRecord) -> None:
+        """The load has ended without the model, which is where it was before, if it may and can be."""
+        residency = record.residency
+        self._table.move(record, ModelState.UNLOADED if residency is None else ModelState.SLEEPING)
+        if residency is None:
+            return
+        if residency.worker.closed.done():
+            self._died(record, residency.worker.closed.result())
+        elif residency.gone_for is not None:  # it was told to leave for good meanwhile
+            self._departures.begin(record, residency.gone_for)
+
     def _closed(self, record: ModelRecord, residency: Residency, closed: asyncio.Future[str]) -> None:
         """A worker process has ended. One that departs or wakes is looked after by that task."""
         residency.abandon()
         if record.residency is residency and record.state in (ModelState.READY, ModelState.SLEEPING):
-            logger.warning("the worker of %s ended by itself: %s", record.spec.name, closed.result())
-            record.num_deaths += 1
-            self._table.observer.on_worker_died(record.spec.name)
-            self._departures.vacate(record)
+            self._died(record, closed.result())
+
+    def _died(self, record: ModelRecord, reason: str) -> None:
+        logger.warning("the worker of %s ended by itself: %s", record.spec.name, reason)
+        record.num_deaths += 1
+        self._table.observer.on_worker_died(record.spec.name)
+        self._departures.vacate(record)
 
     def _refuse_if_too_large(self, name: str, plan: ModelPlan) -> None:
         for device, needed in plan.bytes_by_device.items():

@@ -35,10 +35,14 @@ class MemoryView:
         self._min_residency_s = min_residency_s
 
     def obtainable_bytes(self) -> dict[str, int]:
-        """What each device could give if everything but the pinned models left it."""
+        """What each device could give if everything but the pinned models left it.
+
+        What other processes hold is not to be had, whatever the budget says.
+        """
+        movable = [resident for resident in self.residents() if not resident.pinned]
         return {
-            device: capacity - sum(r.bytes_by_device.get(device, 0) for r in self.residents() if r.pinned)
-            for device, capacity in self._budget.capacity_bytes.items()
+            device: available + sum(resident.bytes_by_device.get(device, 0) for resident in movable)
+            for device, available in self.available_bytes().items()
         }
 
     def available_bytes(self) -> dict[str, int]:

@@ -95,6 +95,8 @@ class Waiting:
                 f"The model {record.spec.name!r} was removed from the configuration", param="model"
             )
         if record.num_deaths - wait.num_deaths >= MAX_DEATHS_PER_WAIT:
+            if record.failure is not None:  # one who waited as long has said so already
+                raise remembered(record.failure, self._clock())
             error = errors.ModelLoadFailed(f"{record.spec.name!r} ends whenever it has been loaded")
             self._lifecycle.arrivals.remember(record, error, cools_down=True)
             raise error

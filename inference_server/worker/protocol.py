@@ -62,7 +62,7 @@ class Stop(Message, frozen=True, kw_only=True):
 class Progress(Message, frozen=True, kw_only=True):
     """How far a fetch, conversion or load has come. `fraction` is in [0, 1], or None if unknown."""
 
-    stage: str  # "download" | "convert" | "load" | "check" | "warm-up"
+    stage: str  # "download" | "convert" | "load" | "check" | "warm-up" | "measure"
     fraction: float | None = None
 
 

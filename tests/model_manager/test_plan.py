@@ -221,7 +221,7 @@ def test_a_model_for_the_native_kernels_is_counted_as_they_pack_it(native_folder
         config, quantization="none", dtype="bfloat16", block_bits={}, max_model_len=128
     )
     assert planned.weights_bytes == counted
-    assert planned.kv_cache_bytes == (8 * 128 + 16) * 2 * 2 * 2 * 32 * 2
+    assert planned.kv_cache_bytes == 8 * 128 * 2 * 2 * 2 * 32 * 2  # no block of padding
     assert planned.context_bytes == workspace.NATIVE_CONTEXT_BYTES
     assert planned.workspace_bytes == workspace.native_workspace_bytes(
         native_shape(config), _step_of(Settings(), vocab_size=100)
