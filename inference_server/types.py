@@ -86,10 +86,12 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `device` is "cpu" or "cuda:N"; `dtype` float32, bfloat16 or float16; `kernels` torch or native (our CPU
     kernels, `execution/native/`). `quantization` is none, or with torch bnb-nf4 or bnb-int8, or with native
-    int8, int4 or gguf (the blocks of a converted GGUF file). `kv_cache_tokens` is the number of token
-    positions to reserve KV memory for. `num_threads` 0 leaves the choice to the library. `scripted` models
-    hold no weights (see `engine/scripted.py`).
-    `prefill_slowdown` 0 lets long prompts take whole steps (see `scheduling/pacing.py`).
+    int8, int4 or gguf (the blocks of a converted GGUF file), or the scheme in which the checkpoint comes
+    quantized; with `unpacks` such weights are turned into plain ones of `dtype`. `kv_cache_tokens` is the
+    number of token positions to reserve KV memory for. `num_threads` 0 leaves the choice to the library.
+    `scripted` models hold no weights (see `engine/scripted.py`).
+    `prefill_slowdown` 0 lets long prompts take whole steps (see `scheduling/pacing.py`). With
+    `measures_overhead` the worker runs its largest step once, before it is ready, and reports what that took.
     """
 
     model: str
@@ -108,15 +110,34 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kernels: str = "torch"
     prefill_slowdown: float = 0.0
     speculation: Speculation | None = None
+    measures_overhead: bool = False
+    unpacks: bool = False
 
 
-class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a loaded worker holds on its device, by kind, and its resident set on the host."""
+class MeasuredOverhead(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a worker was seen to need beside its weights and KV cache.
+
+    `context_bytes` is what it holds on its device at rest (on a CPU: its private memory), None where that
+    could not be told; `workspace_bytes` what the largest step needs there on top; `host_bytes` the private
+    host memory of a worker on a GPU, 0 on a CPU.
+    """
+
+    context_bytes: int | None
+    workspace_bytes: int
+    host_bytes: int = 0
+
+
+class MemoryReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Bytes that a loaded worker holds on its device, by kind, and its resident set on the host.
+
+    `overhead` is there if the load message asked for it and it could be measured.
+    """
 
     weights_bytes: int
     kv_cache_bytes: int
     workspace_bytes: int
     rss_bytes: int
+    overhead: MeasuredOverhead | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ _WORDS = {
     "load": "loading",
     "check": "checking",
     "warm-up": "warming up",
+    "measure": "measuring",
 }
 
 

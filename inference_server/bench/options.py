@@ -67,3 +67,33 @@ class StartupOptions:
     cache_dir: Path
     num_cold: int
     num_warm: int
+
+
+TRACES = ("ping-pong", "burst", "zipf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapOptions:
+    """Equal models, more of them than fit, and what is asked of them.
+
+    With `base_url` None each trial has a server of its own: `num_models` entries on `entry` (keys of a model
+    in models.yaml), with a budget that holds `num_resident` of them. Else the models `names` of that server
+    are asked, as it is configured. `load` is the arrival rate as a share of what the resident models serve,
+    measured with `streams` requests at once. Each seed makes one Zipf trace of `num_prompts` requests.
+    """
+
+    base_url: str | None
+    names: tuple[str, ...] = ()
+    api_key: str | None = None
+    entry: Mapping[str, object] = field(default_factory=dict)
+    num_models: int = 6
+    num_resident: int = 2
+    traces: tuple[str, ...] = TRACES
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    num_prompts: int = 600
+    exponent: float = 1.0
+    load: float = 0.8
+    streams: int = 16
+    input_len: int = 50
+    output_len: int = 32
+    num_rounds: int = 3

@@ -24,14 +24,16 @@ from inference_server.checkpoints.facts import (
     text_config,
 )
 from inference_server.checkpoints.headers import TensorInfo, read_checkpoint
+from inference_server.checkpoints.stored import unpacked_weights
 from inference_server.errors import ConfigError
 
-__all__ = ["ModelFacts", "kv_bytes_per_token", "model_facts", "weight_bytes"]
+__all__ = ["ModelFacts", "kv_bytes_per_token", "model_facts", "stored_weight_bytes", "weight_bytes"]
 
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NF4_BLOCK = 64  # weights per absmax value
-_NF4_BYTES_PER_LINEAR = 144  # quantization map and offsets
+_NF4_GROUP = 256  # scales per scale of scales
+_NF4_BYTES_PER_LINEAR = 4 * (16 + 256 + 1)  # two quantization maps, and an offset
 _IN_A_LAYER = re.compile(r"(^|\.)(layers|h|blocks|block|layer)\.\d+\.")
 # Not nn.Linear in transformers 5: fused experts, routers, embeddings inside layers, norms.
 _NEVER_LINEAR = re.compile(r"\.(experts|embed\w*|\w*norm\w*|router|gate)\.")
@@ -40,26 +42,40 @@ _OUTPUT_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 
 
 def weight_bytes(folder: Path, *, quantization: str, dtype: str) -> int:
-    """Bytes of the weights once loaded as `dtype` ("auto": as stored) with `quantization`.
+    """Bytes of a plain checkpoint's weights once loaded as `dtype` ("auto": as stored) with `quantization`.
 
-    A checkpoint that is quantized on disk takes what it takes on disk. Scripted models take nothing.
+    Scripted models take nothing.
 
     Raises:
         FetchFailed: the files are damaged.
-        ConfigError: the quantization or dtype is unknown, or the checkpoint is already quantized.
+        ConfigError: the quantization or dtype is unknown.
     """
     if quantization not in ("none", "bnb-nf4", "bnb-int8"):
         raise ConfigError(f"quantization {quantization!r} is unknown", param="quantization")
     config = read_config(folder)
     tensors = _without_tied_head(read_checkpoint(folder), config)
-    if "quantization_config" in config:
-        if quantization != "none":
-            raise ConfigError(
-                "the checkpoint is already quantized; use quantization: none", param="quantization"
-            )
-        return sum(tensor.nbytes for tensor in tensors.values())
     itemsize = _itemsize(_load_dtype(dtype, config, tensors))
     return sum(_tensor_bytes(name, tensor, quantization, itemsize) for name, tensor in tensors.items())
+
+
+def stored_weight_bytes(folder: Path, *, dtype: str, unpacks: bool) -> int:
+    """Bytes of the weights of a checkpoint that comes quantized, once loaded for computing in `dtype`.
+
+    Codes take what they take on disk, and other numbers at least `dtype`; if it `unpacks`, all are plain.
+
+    Raises:
+        FetchFailed: the files are damaged.
+        ConfigError: the dtype is unknown.
+    """
+    config = read_config(folder)
+    tensors = _without_tied_head(read_checkpoint(folder), config)
+    itemsize = _itemsize(_load_dtype(dtype, config, tensors))
+    if unpacks:
+        return unpacked_weights(tensors, config) * itemsize
+    return sum(
+        max(tensor.nbytes, tensor.num_elements * itemsize if tensor.dtype in _FLOAT_NAMES else 0)
+        for tensor in tensors.values()
+    )
 
 
 def _tensor_bytes(name: str, tensor: TensorInfo, quantization: str, itemsize: int) -> int:
@@ -70,7 +86,8 @@ def _tensor_bytes(name: str, tensor: TensorInfo, quantization: str, itemsize: in
     if quantization == "bnb-int8":  # one byte per weight and a float32 scale per output row
         return tensor.num_elements + 4 * (max(tensor.shape) if _CONV1D.search(name) else tensor.shape[0])
     num_blocks = -(-tensor.num_elements // _NF4_BLOCK)
-    return -(-tensor.num_elements // 2) + 4 * num_blocks + _NF4_BYTES_PER_LINEAR
+    num_groups = -(-num_blocks // _NF4_GROUP)  # the blocks' scales are quantized, too: one byte each
+    return -(-tensor.num_elements // 2) + num_blocks + 4 * num_groups + _NF4_BYTES_PER_LINEAR
 
 
 def _is_convertible(name: str, tensor: TensorInfo) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from inference_server.cli import bench_flags
+from inference_server.cli import bench_flags, swap_flags
 from inference_server.cli.arguments import DEFAULT_BASE_URL, VerbParser
 from inference_server.cli.client import normalised
 from inference_server.cli.failures import UsageError
@@ -23,7 +23,8 @@ Measure an OpenAI-compatible server, ours or another's.
   serve       one load against a running server: closed loop, or open loop at a rate
   latency     one request after the other
   throughput  a closed loop at several numbers of streams
-  startup     how long `helixflow serve` takes to its first answer, cold and warm"""
+  startup     how long `helixflow serve` takes to its first answer, cold and warm
+  swap        more models than fit in memory: what a swap takes, and how many there are"""
 
 _SERVE = """\
 Send one load to an OpenAI-compatible server, ours or another's.
@@ -41,6 +42,18 @@ Start `helixflow serve` and measure the time from the start of its process to /h
 A cold start finds an empty cache folder, in which only downloads are kept: models are converted and kernels
 compiled anew. A warm start finds what earlier starts left in --cache-dir."""
 
+_SWAP = """\
+Measure a server whose models do not all fit in memory: how long a cold load and a wake take to the first
+token, and under three traces how often models are swapped and how long requests wait for their first token.
+
+  ping-pong  models in turn, one more than fit
+  burst      all requests at once, models in turn
+  zipf       a few models get most requests, which arrive at random; one trace for each seed
+
+Without --base-url each trial starts a `helixflow serve` of its own, on the CPU, with --num-models entries on
+one source and a memory budget for exactly --num-resident of them; and does it again with plain LRU: no
+collation, no minimum residency. A load is wasted if its model left again without an answer."""
+
 _EXAMPLES: Mapping[str, str] = MappingProxyType(
     {
         "serve": """\
@@ -55,22 +68,34 @@ _EXAMPLES: Mapping[str, str] = MappingProxyType(
         "startup": """\
   helixflow bench startup
   helixflow bench startup --config models.yaml --model smollm2-135m-instruct --num-iters-warm 5""",
+        "swap": """\
+  helixflow bench swap --quick
+  helixflow bench swap --traces zipf --seeds 1 2 3 4 5 --save-result swap.json
+  helixflow bench swap --base-url http://127.0.0.1:8000 --names a b c --num-resident 2""",
     }
 )
 
 
 def add_arguments(parser: VerbParser) -> None:
     """A parser for each scenario; flags have vLLM's names where it has them."""
-    descriptions = {"serve": _SERVE, "latency": _LATENCY, "throughput": _THROUGHPUT, "startup": _STARTUP}
+    descriptions = {
+        "serve": _SERVE,
+        "latency": _LATENCY,
+        "throughput": _THROUGHPUT,
+        "startup": _STARTUP,
+        "swap": _SWAP,
+    }
     branches = parser.add_branches("scenario", descriptions)
     for name, branch in branches.items():
         branch.epilog = f"examples:\n{_EXAMPLES[name]}"
         if name == "startup":
             bench_flags.add_startup(branch)
+        elif name == "swap":
+            swap_flags.add_swap(branch)
         else:
             bench_flags.add_target(branch)
             bench_flags.add_load(branch, name)
-        bench_flags.add_report(branch, with_metrics=name != "startup")
+        bench_flags.add_report(branch, with_metrics=name not in ("startup", "swap"), with_plot=name != "swap")
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
@@ -80,6 +105,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
         "latency": _run_load,
         "throughput": _run_throughput,
         "startup": _run_startup,
+        "swap": _run_swap,
     }
     return runs[args.scenario](args, terminal)
 
@@ -120,6 +146,12 @@ def _run_startup(args: Namespace, terminal: Terminal) -> int:
     return run_startup(options, _report(args))
 
 
+def _run_swap(args: Namespace, terminal: Terminal) -> int:
+    from inference_server.bench import run_swap
+
+    return run_swap(swap_flags.swap_options(args, terminal), _report(args))
+
+
 def _target(args: Namespace, terminal: Terminal) -> TargetOptions:
     from inference_server.bench.options import TargetOptions
 
@@ -157,13 +189,13 @@ def _report(args: Namespace) -> ReportOptions:
     from inference_server.bench.options import METRICS, ReportOptions
 
     goals = (goal.partition(":") for goal in getattr(args, "goodput", ()))
-    named = getattr(args, "percentile_metrics", None)
+    named, plot = getattr(args, "percentile_metrics", None), getattr(args, "plot", None)
     return ReportOptions(
         metrics=tuple(dict.fromkeys(named.split(","))) if named else METRICS,
         goals_ms={metric: float(limit) for metric, _, limit in goals},
         as_json=args.json,
         save_result=Path(args.save_result) if args.save_result else None,
-        plot=Path(args.plot) if args.plot else None,
+        plot=Path(plot) if plot else None,
     )
 
 

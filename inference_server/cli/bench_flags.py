@@ -12,7 +12,7 @@ from inference_server.config.kinds import Kind
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 MAX_COUNT = 10_000_000
-_CONFIG_HELP = "models.yaml of the server that is started; default: ./models.yaml"
+CONFIG_HELP = "models.yaml of the server that is started; default: ./models.yaml"
 
 
 def add_target(parser: VerbParser) -> None:
@@ -22,7 +22,7 @@ def add_target(parser: VerbParser) -> None:
     parser.add_argument(
         "--start", action="store_true", help="start `helixflow serve` on a free port, and end it afterwards"
     )
-    parser.add_argument("--config", metavar="FILE", help=f"with --start: {_CONFIG_HELP}")
+    parser.add_argument("--config", metavar="FILE", help=f"with --start: {CONFIG_HELP}")
 
 
 def add_load(parser: VerbParser, scenario: str) -> None:
@@ -31,12 +31,12 @@ def add_load(parser: VerbParser, scenario: str) -> None:
     if scenario == "throughput":
         _add_levels(group)
     else:
-        _add_count(group, "--num-prompts", 16 if scenario == "latency" else 64, "requests to send")
+        add_count(group, "--num-prompts", 16 if scenario == "latency" else 64, "requests to send")
     if scenario == "serve":
         _add_pace(group)
-    _add_count(group, "--random-prefix-len", 0, "tokens of a system prompt that all share", minimum=0)
-    _add_count(group, "--random-input-len", 150, "about how many prompt tokens")
-    _add_count(group, "--output-len", 64, "answer tokens")
+    add_count(group, "--random-prefix-len", 0, "tokens of a system prompt that all share", minimum=0)
+    add_count(group, "--random-input-len", 150, "about how many prompt tokens")
+    add_count(group, "--output-len", 64, "answer tokens")
     fixed = scenario != "serve"
     group.add_argument(
         "--ignore-eos",
@@ -58,7 +58,7 @@ def _add_levels(group: _ArgumentGroup) -> None:
         metavar="N",
         help="numbers of streams; default: 1 4 16 32",
     )
-    _add_count(group, "--requests-per-stream", 4, "requests of each stream, one after the other")
+    add_count(group, "--requests-per-stream", 4, "requests of each stream, one after the other")
 
 
 def _add_pace(group: _ArgumentGroup) -> None:
@@ -89,24 +89,28 @@ def add_startup(parser: VerbParser) -> None:
         metavar="MODEL",
         help="loaded at start, as in `helixflow serve MODEL`; default: what models.yaml preloads",
     )
-    parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
+    parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     parser.add_argument(
         "--cache-dir", metavar="FOLDER", help="cache of the warm starts; default: ~/.cache/helixflow"
     )
     group = parser.add_argument_group("Starts")
-    _add_count(group, "--num-iters-cold", 1, "starts with an empty cache", minimum=0)
-    _add_count(group, "--num-iters-warm", 3, "starts with a filled cache", minimum=0)
+    add_count(group, "--num-iters-cold", 1, "starts with an empty cache", minimum=0)
+    add_count(group, "--num-iters-warm", 3, "starts with a filled cache", minimum=0)
 
 
-def add_report(parser: VerbParser, *, with_metrics: bool) -> None:
+def add_report(parser: VerbParser, *, with_metrics: bool, with_plot: bool) -> None:
     """What to tell, and where."""
     group = parser.add_argument_group("Report")
     if with_metrics:
         _add_metrics(group)
     group.add_argument("--save-result", metavar="FILE", help="also write the result as JSON to this file")
-    group.add_argument(
-        "--plot", type=_page, metavar="FILE.html", help="also write charts: one page that needs no network"
-    )
+    if with_plot:
+        group.add_argument(
+            "--plot",
+            type=_page,
+            metavar="FILE.html",
+            help="also write charts: one page that needs no network",
+        )
     group.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -128,7 +132,8 @@ def _add_metrics(group: _ArgumentGroup) -> None:
     )
 
 
-def _add_count(group: _ArgumentGroup, flag: str, default: int, text: str, minimum: int = 1) -> None:
+def add_count(group: _ArgumentGroup, flag: str, default: int, text: str, minimum: int = 1) -> None:
+    """A flag that takes a whole number."""
     count = typed(kinds.integer(minimum, MAX_COUNT))
     group.add_argument(flag, type=count, default=default, metavar="N", help=f"{text}; default: {default}")
 

@@ -22,7 +22,11 @@ QUANTIZATION = kinds.choice(
     "gguf",
     "bnb-nf4",
     "bnb-int8",
-    later=("awq", "gptq", "fp8", "compressed-tensors"),
+    "gptq",
+    "awq",
+    "fp8",
+    "compressed-tensors",
+    "mxfp4",
 )
 KERNELS = kinds.choice("auto", "native", "torch")
 DEVICE = kinds.text("DEVICE", r"auto|cpu|cuda|cuda:[0-9]{1,2}", "auto, cpu, cuda or cuda:N")
@@ -87,7 +91,8 @@ SHARED_KEYS = table(
     Key(
         "quantization",
         QUANTIZATION,
-        "how weights are stored; auto: in a GGUF file's own blocks where the native kernels run, else none",
+        "how weights are held; auto: as the checkpoint has them, or smaller if that does not fit; "
+        "gptq to mxfp4: only for checkpoints that come so",
     ),
     Key("kernels", KERNELS, "what computes on a CPU; auto: our native kernels where they can, else torch"),
     Key("device", DEVICE, "auto: the GPU if the model fits there, else the CPU"),

@@ -47,6 +47,7 @@ def build_text_engine(spec: EngineSpec, on_progress: ProgressCallback) -> tuple[
             max_model_len=spec.max_model_len,
             attention=INTERFACE_NAME,
             trust_remote_code=spec.trust_remote_code,
+            unpacks=spec.unpacks,
         )
         return assemble(loaded, spec, on_progress)
     except torch.OutOfMemoryError as error:

@@ -7,8 +7,6 @@ for faults on demand. Its options stand under "scripted" in the prepared folder'
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -16,19 +14,26 @@ from pathlib import Path
 
 import msgspec
 
+from inference_server.engine.contract import Sleepless
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
+from inference_server.engine.scripted_faults import Fault, commit, fault_in_file, fault_in_prompts
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory, ModelLoadFailed
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.scheduler import MAX_IN_FLIGHT
 from inference_server.types import EngineSpec, MemoryReport
 
+NO_MEMORY = MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0)
+
 
 class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a scripted model behaves. Steps count from 1 since the worker started.
 
-    `output_tokens` is the length of a reply that nothing else ends. `load_error` is "oom" or "failed". With
-    `max_in_flight` 2 a step is launched while the one before it runs, as on a GPU.
+    `output_tokens` is the length of a reply that nothing else ends. `load_error` and `wake_error` are "oom"
+    or "failed"; only the first wake fails. With `max_in_flight` 2 a step is launched while the one before it
+    runs, as on a GPU. With `prompt_faults` a prompt that holds `fault:KIND:STAGE` brings about one of
+    `scripted_faults.Fault` in "prefill" or "decode". `load_fault_file` names a file that says, at each load,
+    how it goes wrong; without the file it goes well.
     """
 
     reply: str = "This is a scripted reply. "
@@ -40,6 +45,12 @@ class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     fail_step: int | None = None
     crash_step: int | None = None
     hang_step: int | None = None
+    prompt_faults: bool = False
+    load_fault_file: str | None = None
+    can_sleep: bool = True
+    sleep_ms: float = 0.0
+    wake_ms: float = 0.0
+    wake_error: str | None = None
 
 
 class ScriptedRunner:
@@ -63,11 +74,24 @@ class ScriptedRunner:
         step_s = self._options.step_ms / 1000
         self._busy_until_s = max(self._busy_until_s, time.monotonic()) + step_s
         results = [self._recite(scheduled) for scheduled in batch.sampling]
-        return ScriptedStep(self._options, self._num_steps, results, self._busy_until_s if step_s else 0.0)
+        ends_s = self._busy_until_s if step_s else 0.0
+        return ScriptedStep(self._fault(batch), results, ends_s)
 
     def is_fatal(self, error: Exception) -> bool:
         """A scripted failure never spoils the device."""
         return False
+
+    def _fault(self, batch: Batch) -> Fault | None:
+        """How the step that has just been counted goes wrong, if it does."""
+        options = self._options
+        numbered = {
+            options.crash_step: Fault.KILL,
+            options.hang_step: Fault.HANG,
+            options.fail_step: Fault.ERROR,
+        }
+        if (fault := numbered.get(self._num_steps)) is not None:
+            return fault
+        return fault_in_prompts(batch) if options.prompt_faults else None
 
     def _recite(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
         """The next token, and one more for each draft that recites correctly."""
@@ -89,25 +113,42 @@ class ScriptedRunner:
 
 
 class ScriptedStep:
-    """A `PendingStep` that ends at a given time, or as badly as its number says."""
+    """A `PendingStep` that ends at a given time, or goes wrong."""
 
-    def __init__(self, options: ScriptedOptions, number: int, results: Seq[Seq[int]], ends_s: float) -> None:
-        self._options = options
-        self._number = number
+    def __init__(self, fault: Fault | None, results: Seq[Seq[int]], ends_s: float) -> None:
+        self._fault = fault
         self._results = results
         self._ends_s = ends_s
 
     def tokens(self) -> Seq[Seq[int]]:
         """See `PendingStep.tokens`."""
-        if self._number == self._options.crash_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._number == self._options.hang_step:
-            time.sleep(3600)
-        if self._number == self._options.fail_step:
-            raise RuntimeError("this step was scripted to fail")
+        if self._fault is not None:
+            commit(self._fault)
         if self._ends_s:
             time.sleep(max(0.0, self._ends_s - time.monotonic()))
         return self._results
+
+
+class ScriptedSleeper:
+    """A `Sleeper` that holds nothing, and takes its time all the same."""
+
+    def __init__(self, options: ScriptedOptions) -> None:
+        self._options = options
+        self._wake_error = options.wake_error
+
+    def sleep(self) -> None:
+        """See `Sleeper.sleep`."""
+        time.sleep(self._options.sleep_ms / 1000)
+
+    def wake(self) -> None:
+        """See `Sleeper.wake`."""
+        time.sleep(self._options.wake_ms / 1000)
+        error, self._wake_error = self._wake_error, None
+        _raise_scripted(error, "wake")
+
+    def memory(self) -> MemoryReport:
+        """See `Sleeper.memory`."""
+        return NO_MEMORY
 
 
 def build_scripted_engine(
@@ -129,12 +170,14 @@ def build_scripted_engine(
     eos_token_id = int(config["eos_token_id"])
     scheduler = build_scheduler(spec, {eos_token_id})
     facts = EngineFacts(
-        memory=MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0),
+        memory=NO_MEMORY,
         dtype="float32",
         kv_cache_tokens=num_blocks(spec) * BLOCK_SIZE,
         vocab_size=int(config["vocab_size"]),
     )
-    return TextEngine(scheduler, ScriptedRunner(options, eos_token_id), facts.vocab_size), facts
+    sleeper = ScriptedSleeper(options) if options.can_sleep else Sleepless("it was scripted to stay awake")
+    runner = ScriptedRunner(options, eos_token_id)
+    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=sleeper), facts
 
 
 def _pretend_to_load(options: ScriptedOptions, on_progress: Callable[[str, float | None], None]) -> None:
@@ -142,7 +185,22 @@ def _pretend_to_load(options: ScriptedOptions, on_progress: Callable[[str, float
     for part in range(num_parts if options.load_ms else 0):
         on_progress("load", part / num_parts)
         time.sleep(options.load_ms / 1000 / num_parts)
-    if options.load_error == "oom":
+    if options.load_fault_file is not None:
+        _go_wrong_as_told(Path(options.load_fault_file))
+    _raise_scripted(options.load_error, "load")
+
+
+def _raise_scripted(error: str | None, action: str) -> None:
+    if error == "oom":
         raise InsufficientMemory("this model was scripted to find too little memory")
-    if options.load_error is not None:
-        raise ModelLoadFailed("this model was scripted to fail to load")
+    if error is not None:
+        raise ModelLoadFailed(f"this model was scripted to fail to {action}")
+
+
+def _go_wrong_as_told(file: Path) -> None:
+    try:
+        fault = fault_in_file(file)
+    except ValueError as error:
+        raise ModelLoadFailed(f"the scripted model's load_fault_file is wrong: {error}") from error
+    if fault is not None:
+        commit(fault)

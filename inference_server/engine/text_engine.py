@@ -13,8 +13,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from inference_server.engine.contract import StepRunner
-from inference_server.errors import InvalidRequest
+from inference_server.engine.contract import Sleeper, Sleepless, StepRunner
+from inference_server.engine.memory_errors import is_out_of_memory
+from inference_server.errors import InsufficientMemory, InternalError, InvalidRequest, SleepUnsupported
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
@@ -70,9 +71,12 @@ class TextEngine:
         runner: StepRunner,
         vocab_size: int,
         *,
+        sleeper: Sleeper | Sleepless = Sleepless("its weights are held nowhere else"),  # noqa: B008 - frozen
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock` gives seconds that only go up."""
+        self._sleeper = sleeper
+        self._is_asleep = False
         self._clock = clock
         self._scheduler = scheduler
         self._runner = runner
@@ -86,16 +90,66 @@ class TextEngine:
         return self._runner
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._vocab_size
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._in_flight) or self._scheduler.has_unfinished
+
+    @property
+    def why_not_sleep(self) -> str:
+        """In words why the engine can never sleep; empty if it can."""
+        return self._sleeper.reason if isinstance(self._sleeper, Sleepless) else ""
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it has given its memory back."""
+        return self._is_asleep
+
+    def sleep(self) -> MemoryReport:
+        """Give the memory of weights and KV cache back; what is left is returned.
+
+        Raises:
+            SleepUnsupported: it never can, or requests are unfinished.
+        """
+        if isinstance(self._sleeper, Sleepless):
+            raise SleepUnsupported(f"this model cannot sleep: {self._sleeper.reason}")
+        if self._scheduler.has_unfinished:
+            raise SleepUnsupported("the model cannot sleep while requests run")
+        while self._in_flight:  # of requests that were aborted
+            self.step()
+        if not self._is_asleep:
+            self._scheduler.forget_cached_blocks()
+            self._sleeper.sleep()
+            self._is_asleep = True
+        return self._sleeper.memory()
+
+    def wake(self) -> MemoryReport:
+        """Take requests again; what is held now is returned.
+
+        Raises:
+            SleepUnsupported: it never slept, because it cannot.
+            Exception: of the memory that it needs; it sleeps on.
+        """
+        if isinstance(self._sleeper, Sleepless):
+            raise SleepUnsupported(f"this model cannot sleep: {self._sleeper.reason}")
+        if self._is_asleep:
+            self._sleeper.wake()
+            self._is_asleep = False
+        return self._sleeper.memory()
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request.
 
         Raises:
             ContextTooLong, InvalidRequest: it can never run on this engine.
+            InternalError: the engine is asleep.
         """
+        if self._is_asleep:
+            raise InternalError("the model was asleep when this request came; this is a bug of the server")
         if max(request.prompt_token_ids, default=0) >= self._vocab_size:
             raise InvalidRequest(
                 f"the prompt has token ids beyond the vocabulary of {self._vocab_size}", param="prompt"
@@ -161,19 +215,14 @@ class TextEngine:
                 request_id = scheduled.sequence.request_id
                 self._scheduler.abort(request_id)
                 text = "the model produced logits that are not finite numbers for this request"
-                failures.append(RequestFailure(request_id, "internal_error", text))
+                failures.append(RequestFailure(request_id, InternalError.code, text))
         return tuple(failures)
 
     def _fail(self, batch: Batch, error: Exception) -> StepOutcome:
         """Every request of the batch fails; nothing else is touched."""
         logger.error("a step of %d sequences failed", batch.num_seqs, exc_info=error)
-        message = (
-            f"the model's forward pass failed ({type(error).__name__}); the server's log has the details"
-        )
-        failures = [
-            RequestFailure(request_id, "internal_error", message)
-            for request_id in self._scheduler.fail(batch)
-        ]
+        code, message = _told(error)
+        failures = [RequestFailure(request_id, code, message) for request_id in self._scheduler.fail(batch)]
         fatal = f"the device failed: {type(error).__name__}" if self._runner.is_fatal(error) else None
         return StepOutcome(deltas=(), failures=tuple(failures), stats=self._stats(batch, 0.0), fatal=fatal)
 
@@ -192,3 +241,13 @@ class TextEngine:
             step_num_seqs=batch.num_seqs,
             step_seconds=step_seconds,
         )
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """Code and message for the requests of a step that raised `error`; its text may hold prompts or paths."""
+    if is_out_of_memory(error):
+        return InsufficientMemory.code, (
+            "the model ran out of memory while it computed this request; send it again, or make it shorter"
+        )
+    name = type(error).__name__
+    return InternalError.code, f"the model's forward pass failed ({name}); the server's log has the details"

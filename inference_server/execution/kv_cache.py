@@ -102,6 +102,12 @@ class KVCache:
         """Bytes of all layers."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
+    @property
+    def regions(self) -> list[tuple[int, int]]:
+        """Address and bytes of the memory of each layer's keys and values."""
+        tensors = [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
+        return [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
+
     def clear(self, blocks: torch.Tensor) -> None:
         """Zero these blocks in every layer. blocks [n]."""
         for layer in self.layers:

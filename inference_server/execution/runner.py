@@ -19,6 +19,7 @@ from inference_server.execution.inputs import InputBuilder, StepInput
 from inference_server.execution.kv_cache import KVCache
 from inference_server.execution.rows import accepted_tokens, lone_prompt, sample_rows
 from inference_server.execution.sampler import Sampler
+from inference_server.loading.loader import storages
 from inference_server.scheduling.batch import Batch
 from inference_server.scheduling.pending import FinishedStep
 
@@ -52,6 +53,16 @@ class Runner:
         self._inputs = InputBuilder(
             block_size=cache.block_size, padding_block=cache.padding_block, device=device
         )
+
+    @property
+    def kv_regions(self) -> list[tuple[int, int]]:
+        """Address and bytes of the memory that keys and values lie in."""
+        return self._cache.regions
+
+    @property
+    def weight_regions(self) -> list[tuple[int, int]]:
+        """Address and bytes of the memory that the weights lie in."""
+        return list(storages(self._model).items())
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> FinishedStep:

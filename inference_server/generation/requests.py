@@ -58,6 +58,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One answer per prompt is wanted. `request_id` is the server's own, unique in it.
 
     `timeout_s` is counted from the moment the service takes the request; it can only shorten the server's.
+    `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as its entry says.
     """
 
     request_id: str
@@ -68,6 +69,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    keep_alive_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference_server.checkpoints.facts import read_config
 from inference_server.checkpoints.inspection import inspect_folder
+from inference_server.checkpoints.stored import stored_scheme
 from inference_server.errors import ModelLoadFailed
-from inference_server.loading.quantization import quantization_config
+from inference_server.loading.quantization import quantization_config, unpacking_config
 from inference_server.loading.rope import freeze_batch_dependent_rope
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,8 +47,11 @@ def load_model(
     max_model_len: int,
     attention: str,
     trust_remote_code: bool = False,
+    unpacks: bool = False,
 ) -> LoadedModel:
     """Load `folder` onto `device`. `attention` is the name of a registered attention interface.
+
+    `unpacks`: the checkpoint comes quantized as `quantization`, and its weights are to become plain ones.
 
     Raises:
         ModelLoadFailed: the folder is unsafe or damaged, or the architecture cannot be served.
@@ -62,7 +67,7 @@ def load_model(
             dtype=torch_dtype,
             attn_implementation=attention,
             device_map={"": target},
-            quantization_config=quantization_config(quantization, torch_dtype),
+            **_quantization_options(folder, quantization, torch_dtype, unpacks),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -72,6 +77,8 @@ def load_model(
             raise
         # Some older families look the name up in a table of their own.
         raise _no_attention_interface("the model's architecture") from error
+    if unpacks:
+        model.to(torch_dtype)  # some schemes unpack to bfloat16, whatever was asked for
     model.eval()
     if not model._can_set_attn_implementation():
         raise _no_attention_interface(f"the architecture {type(model).__name__}")
@@ -88,6 +95,18 @@ def load_model(
     )
 
 
+def _quantization_options(
+    folder: Path, quantization: str, dtype: torch.dtype, unpacks: bool
+) -> dict[str, Any]:
+    """Nothing for weights that stay as stored: `None`, too, would hide from transformers how they are."""
+    if unpacks:
+        return {"quantization_config": unpacking_config(quantization)}
+    if stored_scheme(read_config(folder)) is not None:
+        return {}
+    chosen = quantization_config(quantization, dtype)
+    return {} if chosen is None else {"quantization_config": chosen}
+
+
 def _no_attention_interface(subject: str) -> ModelLoadFailed:
     return ModelLoadFailed(
         f"{subject} does not call transformers' attention interface, "
@@ -95,13 +114,15 @@ def _no_attention_interface(subject: str) -> ModelLoadFailed:
     )
 
 
+def storages(model: nn.Module) -> dict[int, int]:
+    """Address → bytes of every distinct storage of parameters, buffers and quantization states."""
+    found = (tensor.untyped_storage() for tensor in _tensors(model))
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
 def storage_bytes(model: nn.Module) -> int:
-    """Bytes of every distinct storage that the model's parameters, buffers and quantization states hold."""
-    storages: dict[int, int] = {}
-    for tensor in _tensors(model):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    """Bytes of these storages."""
+    return sum(storages(model).values())
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

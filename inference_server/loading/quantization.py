@@ -44,3 +44,22 @@ def quantization_config(scheme: str, dtype: torch.dtype) -> Any | None:
             bnb_4bit_compute_dtype=dtype,
         )
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+
+
+def unpacking_config(scheme: str) -> Any:
+    """The transformers config that turns weights stored in `scheme` into plain ones while they are loaded.
+
+    Raises:
+        ModelLoadFailed: transformers has none.
+    """
+    from transformers import CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
+
+    configs = {
+        "compressed-tensors": CompressedTensorsConfig,
+        "fp8": FineGrainedFP8Config,
+        "mxfp8": FineGrainedFP8Config,
+        "mxfp4": Mxfp4Config,
+    }
+    if scheme not in configs:
+        raise ModelLoadFailed(f"weights stored as {scheme!r} cannot be unpacked", param="quantization")
+    return configs[scheme](dequantize=True)

@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
+ReadT = TypeVar("ReadT")
 HOST = "cpu"
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes a huge number where there is no limit
 
@@ -74,10 +75,14 @@ def _cgroup_folders(root: Path) -> Iterator[tuple[Path, str, str, str]]:
             yield mount / part, *names
 
 
-def resident_bytes(pid: int) -> int:
-    """The resident set of one process; 0 once it is gone."""
-    line = next(iter(_lines(Path(f"/proc/{pid}/statm"))), "0 0")
-    return int(line.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes(pid: int, proc: Path = Path("/proc")) -> int:
+    """What one process holds that the kernel cannot drop: its resident set without pages of files.
+
+    Such pages, mapped weights among them, count as free memory wherever that is read. 0 once it is gone.
+    """
+    line = next(iter(_lines(proc / f"{pid}/statm")), "0 0 0")
+    _, resident, shared, *_ = line.split()
+    return max(0, int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -122,6 +127,28 @@ def gpu_memory(env: Mapping[str, str] = os.environ, nvml: Any = None) -> dict[st
 
     `nvml` is the pynvml module, or a fake of it.
     """
+
+    def read(library: Any, handle: Any) -> DeviceMemory:
+        memory = library.nvmlDeviceGetMemoryInfo(handle)
+        return DeviceMemory(int(memory.total), int(memory.free))
+
+    return _of_each_gpu(read, env, nvml)
+
+
+def compute_capability(
+    device: str, env: Mapping[str, str] = os.environ, nvml: Any = None
+) -> tuple[int, int] | None:
+    """CUDA's (major, minor) of "cuda:N"; None where the driver does not tell."""
+
+    def read(library: Any, handle: Any) -> tuple[int, int]:
+        major, minor = library.nvmlDeviceGetCudaComputeCapability(handle)
+        return int(major), int(minor)
+
+    return _of_each_gpu(read, env, nvml).get(device)
+
+
+def _of_each_gpu(read: Callable[[Any, Any], ReadT], env: Mapping[str, str], nvml: Any) -> dict[str, ReadT]:
+    """What `read` finds on each GPU that CUDA will show; empty where there is no working driver."""
     try:
         library = nvml if nvml is not None else importlib.import_module("pynvml")
     except ImportError:
@@ -131,11 +158,8 @@ def gpu_memory(env: Mapping[str, str] = os.environ, nvml: Any = None) -> dict[st
     except library.NVMLError:
         return {}
     try:
-        found: dict[str, DeviceMemory] = {}
-        for handle in _visible_handles(library, env.get("CUDA_VISIBLE_DEVICES")):
-            memory = library.nvmlDeviceGetMemoryInfo(handle)
-            found[f"cuda:{len(found)}"] = DeviceMemory(int(memory.total), int(memory.free))
-        return found
+        handles = _visible_handles(library, env.get("CUDA_VISIBLE_DEVICES"))
+        return {f"cuda:{index}": read(library, handle) for index, handle in enumerate(handles)}
     except library.NVMLError:
         return {}
     finally:

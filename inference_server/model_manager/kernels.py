@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,20 @@ from inference_server.checkpoints.facts import config_dtype
 from inference_server.checkpoints.headers import read_checkpoint
 from inference_server.checkpoints.native import native_cpu, native_support
 from inference_server.checkpoints.native_weights import unexpected_weights
+from inference_server.checkpoints.stored import StoredScheme, stored_scheme
 from inference_server.config.catalog import ModelSpec
 from inference_server.errors import ConfigError
 from inference_server.model_manager.devices import HOST
+from inference_server.model_manager.stored import (
+    STORED_NAMES,
+    THIS_MACHINE,
+    Machine,
+    has_module,
+    is_unpacked,
+)
 
 NATIVE_ONLY = ("int8", "int4", "gguf")  # quantizations that torch does not run
-TORCH_ONLY = ("bnb-nf4", "bnb-int8")
+TORCH_ONLY = ("bnb-int8", "bnb-nf4")  # the larger first
 _CPU_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _DTYPES = ("float32", "bfloat16", "float16")
 logger = logging.getLogger(__name__)
@@ -31,12 +39,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a model will be computed. `block_bits`: the tensors that lie in blocks on disk, and their bits."""
+    """How a model will be computed. `block_bits`: the tensors that lie in blocks on disk, and their bits.
+
+    `is_stored`: the checkpoint comes quantized as `quantization`; if it `unpacks`, its weights become plain.
+    """
 
     kernels: str
     quantization: str
     dtype: str
     block_bits: Mapping[str, int]
+    is_stored: bool = False
+    unpacks: bool = False
 
 
 def needs_native(spec: ModelSpec) -> bool:
@@ -45,14 +58,23 @@ def needs_native(spec: ModelSpec) -> bool:
 
 
 def choose_execution(
-    spec: ModelSpec, folder: Path, config: Mapping[str, Any], device: str, flags: frozenset[str]
+    spec: ModelSpec,
+    folder: Path,
+    config: Mapping[str, Any],
+    device: str,
+    flags: frozenset[str],
+    machine: Machine = THIS_MACHINE,
 ) -> Execution:
     """Choose for `spec` on `device`; `flags` are the CPU's instruction sets.
 
     Raises:
-        ConfigError: the entry asks for native kernels, or for a quantization that needs them, in vain.
+        ConfigError: the entry asks for native kernels, or for a quantization that needs them, in vain; or
+            the checkpoint comes quantized in a way that the entry contradicts or that cannot run here.
         FetchFailed: the folder is damaged.
     """
+    if (stored := stored_scheme(config)) is not None:
+        return _stored_execution(spec, stored, config, device, flags, machine)
+    _refuse_what_is_not_stored(spec)
     bits = block_bits(folder)
     reason = _why_torch(spec, folder, config, device, flags)
     if reason is None:
@@ -64,6 +86,52 @@ def choose_execution(
         execution = Execution("torch", quantization, dtype, bits)
     _log(spec, execution, reason, device)
     return execution
+
+
+def smaller_quantizations(
+    execution: Execution, has_module: Callable[[str], bool] = has_module
+) -> tuple[str, ...]:
+    """What "auto" may try instead, the best first, where the weights of `execution` do not fit."""
+    if execution.is_stored:
+        return ()
+    if execution.kernels == "native":
+        return tuple(name for name in ("int8", "int4") if name != execution.quantization)
+    return TORCH_ONLY if has_module("bitsandbytes") else ()
+
+
+def _stored_execution(
+    spec: ModelSpec,
+    stored: StoredScheme,
+    config: Mapping[str, Any],
+    device: str,
+    flags: frozenset[str],
+    machine: Machine,
+) -> Execution:
+    if spec.quantization not in ("auto", stored.name):
+        raise ConfigError(
+            f"{spec.name!r} wants quantization {spec.quantization!r}, but its checkpoint comes quantized as "
+            f"{stored.name}; use quantization: auto, or choose another checkpoint of the model",
+            param="quantization",
+        )
+    if spec.kernels == "native":
+        reason = "they do not support weights that are already quantized"
+        raise ConfigError(
+            f"{spec.name!r} wants the native kernels: {reason}; use kernels: auto or torch", param="kernels"
+        )
+    unpacks = is_unpacked(stored, device, machine)
+    dtype = resolve_dtype(spec.dtype, config_dtype(config), device, flags)
+    how = f"unpacked to {dtype}" if unpacks else f"as stored, {dtype}"
+    logger.info("%s: the checkpoint comes quantized as %s; on %s %s", spec.name, stored.name, device, how)
+    return Execution("torch", stored.name, dtype, {}, is_stored=True, unpacks=unpacks)
+
+
+def _refuse_what_is_not_stored(spec: ModelSpec) -> None:
+    if spec.quantization in STORED_NAMES:
+        raise ConfigError(
+            f"{spec.name!r} wants quantization {spec.quantization!r}, but its checkpoint is not, and "
+            "nothing here quantizes so; use quantization: auto, int8, int4, bnb-int8 or bnb-nf4",
+            param="quantization",
+        )
 
 
 def resolve_dtype(wanted: str, stored: str | None, device: str, flags: frozenset[str]) -> str:

@@ -58,9 +58,13 @@ def workspace_bytes(config: Mapping[str, Any], step: StepShape) -> int:
     mlp = first_int(text, ("intermediate_size", "n_inner", "ffn_dim")) or 4 * hidden
     per_token = (_HIDDEN_COPIES * width + _MLP_COPIES * mlp) * step.itemsize
     activations = step.max_num_batched_tokens * per_token
-    attention = _GATHERED_COPIES * step.kv_cache_bytes // max(1, step.num_layers)
     logits = step.max_num_seqs * step.vocab_size * _BYTES_PER_LOGIT
-    return activations + attention + logits
+    return activations + gathered_bytes(step) + logits
+
+
+def gathered_bytes(step: StepShape) -> int:
+    """What torch copies of one layer's keys and values if a step reads the whole KV cache."""
+    return _GATHERED_COPIES * step.kv_cache_bytes // max(1, step.num_layers)
 
 
 def native_workspace_bytes(shape: NativeShape, step: StepShape) -> int:

@@ -78,6 +78,11 @@ class BlockPool:
         """The key that a block carries."""
         return self._key_of[block_id]
 
+    def forget_keys(self) -> None:
+        """No block can be found any more: what they held is gone."""
+        self._block_of.clear()
+        self._key_of = [None] * self.num_blocks
+
     def check_integrity(self, num_holders: Seq[int]) -> None:
         """Compare with the holders that the caller counted, block by block.
 

@@ -6,6 +6,7 @@ these happens and how many tokens a step computes. The rules are in `scheduler.p
 
 from __future__ import annotations
 
+from inference_server.errors import InternalError
 from inference_server.scheduling.block_pool import BlockPool
 from inference_server.scheduling.configuration import SchedulerConfig
 from inference_server.scheduling.prefix_cache import PrefixCache
@@ -101,6 +102,16 @@ class Residency:
         else:
             self.leaving.discard(sequence)
             self.pool.free(sequence.give_up_blocks())
+
+    def forget_cached_blocks(self) -> None:
+        """No block holds anything any more.
+
+        Raises:
+            InternalError: a sequence holds blocks.
+        """
+        if self.running or self.leaving:
+            raise InternalError("the KV cache is to be given up while sequences hold blocks of it")
+        self.pool.forget_keys()
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

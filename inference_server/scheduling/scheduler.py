@@ -135,6 +135,14 @@ class Scheduler:
         self._residency.finish(sequence, FinishReason.ABORT)
         return True
 
+    def forget_cached_blocks(self) -> None:
+        """The KV cache has lost its content: no later request may find blocks by it.
+
+        Raises:
+            InternalError: a sequence still needs its blocks.
+        """
+        self._residency.forget_cached_blocks()
+
     @property
     def has_unfinished(self) -> bool:
         """Whether any request is waiting or running."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
@@ -29,6 +30,7 @@ _ERRORS: dict[str, type[errors.HelixFlowError]] = {
         errors.ModelLoadFailed,
         errors.ConfigError,
         errors.FetchFailed,
+        errors.SleepUnsupported,
     )
 }
 
@@ -63,6 +65,22 @@ class Worker(Protocol):
             InternalError: the model's forward pass failed for this request.
         """
 
+    async def sleep(self) -> None:
+        """Give the memory of weights and KV cache back; the process stays. Returns at once if it sleeps.
+
+        Raises:
+            SleepUnsupported: it cannot, or requests run.
+            WorkerDied: the process is gone.
+        """
+
+    async def wake(self) -> None:
+        """Return when it takes requests again; at once if it is awake.
+
+        Raises:
+            WorkerDied: the process is gone.
+            InsufficientMemory, ModelLoadFailed: it sleeps on.
+        """
+
     async def stop(self) -> None:
         """Ask, wait, kill. Returns when the process is gone and its memory is free."""
 
@@ -77,6 +95,7 @@ class WorkerHandle:
         self.on_step: Callable[[protocol.EngineStats], None] | None = None
         self._hang_timeout_s = hang_timeout_s
         self._streams: dict[str, asyncio.Queue[TokenDelta | errors.HelixFlowError]] = {}
+        self._changes: deque[asyncio.Future[None]] = deque()  # sleeps and wakes asked for, oldest first
         self._connection: ChildConnection | None = None
         self._death_reason: str | None = None
         self._last_seen_s = time.monotonic()
@@ -121,6 +140,18 @@ class WorkerHandle:
             if not finished:
                 connection.send(protocol.Abort(request_ids=(request.request_id,)))
 
+    async def sleep(self) -> None:
+        """See `Worker.sleep`."""
+        if not self.ready.can_sleep:
+            raise errors.SleepUnsupported(f"this model cannot sleep: {self.ready.why_not_sleep}")
+        if self._streams:
+            raise errors.SleepUnsupported(f"the model cannot sleep while {len(self._streams)} requests run")
+        await self._change(protocol.Sleep())
+
+    async def wake(self) -> None:
+        """See `Worker.wake`."""
+        await self._change(protocol.Wake())
+
     async def stop(self) -> None:
         """See `Worker.stop`."""
         connection = self._open_connection()
@@ -151,6 +182,10 @@ class WorkerHandle:
                     self._kill(f"hung in one step for {busy_seconds:.0f} s and was killed")
             case protocol.RequestFailed(request_id=request_id, code=code, message=text):
                 self._deliver(request_id, error_from_wire(code, text))
+            case protocol.Asleep() | protocol.Awake():
+                self._changed(None)
+            case protocol.Unchanged(code=code, message=text):
+                self._changed(error_from_wire(code, text))
             case protocol.Failed(message=text):
                 self._death_reason = f"failed: {text}"
             case _:
@@ -171,12 +206,36 @@ class WorkerHandle:
                     "the model's worker process ended while it held this request; send it again"
                 )
             )
+        while self._changes:
+            self._changed(errors.WorkerDied(f"the model's worker process {self._death_reason}"))
         if connection.exited.done():
             self._tell_closed(None)
         else:
             connection.exited.add_done_callback(self._tell_closed)
 
     # ------------------------------------------------------------ internals
+
+    async def _change(self, message: protocol.Sleep | protocol.Wake) -> None:
+        """Send it and wait for its answer; the worker answers in the order in which it was asked."""
+        if self._death_reason is not None:
+            raise errors.WorkerDied(self._death_reason)
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changes.append(answer)
+        self._open_connection().send(message)
+        await answer
+
+    def _changed(self, error: errors.HelixFlowError | None) -> None:
+        """The oldest sleep or wake is done, or was refused; who asked may have left."""
+        if not self._changes:
+            self._kill("answered a question that nobody asked and was killed")
+            return
+        answer = self._changes.popleft()
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(error)
 
     def _tell_closed(self, _: object) -> None:
         if not self.closed.done():

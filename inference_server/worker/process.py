@@ -6,18 +6,21 @@ process the moment the server is gone. Torch is imported only on the path that n
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
 import select
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from inference_server import errors
+from inference_server.engine.memory_errors import is_out_of_memory
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.worker import protocol
 from inference_server.worker.channel import ChildChannel
@@ -133,7 +136,7 @@ def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> 
         with activity:
             engine, facts = _build_engine(message, _Reporter(channel, activity))
     except Exception as error:
-        _fail(channel, "insufficient_memory" if is_out_of_memory(error) else "model_load_failed", error)
+        _fail(channel, "model_load_failed", error)
         return 1
     gc.collect()
     gc.freeze()  # what was loaded stays: no collection between two steps need walk through it
@@ -146,6 +149,8 @@ def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> 
             kv_cache_tokens=facts.kv_cache_tokens,
             vocab_size=facts.vocab_size,
             load_seconds=time.monotonic() - started_s,
+            can_sleep=not engine.why_not_sleep,
+            why_not_sleep=engine.why_not_sleep,
         )
     )
     return _serve(channel, activity, engine)
@@ -160,7 +165,24 @@ def _build_engine(
         return build_scripted_engine(message, on_progress)
     from inference_server.engine.assembly import build_text_engine
 
-    return build_text_engine(message, on_progress)
+    engine, facts = build_text_engine(message, on_progress)
+    if message.measures_overhead:
+        facts = _with_overhead(engine, facts, message, on_progress)
+    return engine, facts
+
+
+def _with_overhead(
+    engine: TextEngine,
+    facts: EngineFacts,
+    message: protocol.Load,
+    on_progress: Callable[[str, float | None], None],
+) -> EngineFacts:
+    from inference_server.engine.overhead import measure_overhead
+
+    on_progress("measure", None)
+    overhead = measure_overhead(engine, facts, message)
+    memory = msgspec.structs.replace(facts.memory, overhead=overhead)
+    return dataclasses.replace(facts, memory=memory)
 
 
 def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int:
@@ -172,7 +194,7 @@ def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int
             for message in channel.receive():
                 if isinstance(message, protocol.Stop):
                     return 0
-                _apply(channel, engine, message)
+                _apply(channel, activity, engine, message)
         if engine.has_work:
             with activity:
                 outcome = engine.step()
@@ -188,8 +210,10 @@ def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int
                 return 1
 
 
-def _apply(channel: ChildChannel, engine: TextEngine, message: protocol.ToChild) -> None:
-    if isinstance(message, protocol.Submit):
+def _apply(channel: ChildChannel, activity: Activity, engine: TextEngine, message: protocol.ToChild) -> None:
+    if isinstance(message, protocol.Sleep | protocol.Wake):
+        _change(channel, activity, engine, message)
+    elif isinstance(message, protocol.Submit):
         try:
             engine.submit(message.request)
         except errors.HelixFlowError as error:
@@ -205,21 +229,35 @@ def _apply(channel: ChildChannel, engine: TextEngine, message: protocol.ToChild)
             channel.send(protocol.StepOutput(deltas=(), stats=engine.step_stats()))
 
 
+def _change(
+    channel: ChildChannel, activity: Activity, engine: TextEngine, message: protocol.Sleep | protocol.Wake
+) -> None:
+    """Sleep or wake, and say what is held then, or that all is as it was."""
+    started_s = time.monotonic()
+    falls_asleep = isinstance(message, protocol.Sleep)
+    try:
+        with activity:
+            memory = engine.sleep() if falls_asleep else engine.wake()
+    except Exception as error:
+        code, text = _described(error, "model_load_failed")
+        channel.send(protocol.Unchanged(code=code, message=text))
+        return
+    answer = protocol.Asleep if falls_asleep else protocol.Awake
+    channel.send(answer(memory=memory, seconds=time.monotonic() - started_s))
+
+
 def _fail(channel: ChildChannel, code: str, error: Exception) -> None:
-    """Tell the server; a foreign exception's text goes to the log only, since it may hold paths."""
-    logger.error("%s", code, exc_info=error)
+    """Tell the server that the child's job cannot be done."""
+    code, text = _described(error, code)
+    channel.send(protocol.Failed(code=code, message=text))
+
+
+def _described(error: Exception, code: str) -> tuple[str, str]:
+    """Code and message; a foreign exception's text goes to the log only, since it may hold paths."""
     if isinstance(error, errors.HelixFlowError):
-        channel.send(protocol.Failed(code=error.code, message=error.message))
+        code, text = error.code, error.message
     else:
+        code = "insufficient_memory" if is_out_of_memory(error) else code
         text = f"{type(error).__name__}; the server's log has the details"
-        channel.send(protocol.Failed(code=code, message=text))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a load or step failed for want of memory, on the host or on a device."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError):
-        return True
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    logger.error("%s", code, exc_info=error)
+    return code, text

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from inference_server import errors
+from inference_server.api.routes.metrics import memory_by_kind
 from inference_server.config.catalog import ModelSpec
+from inference_server.model_manager.states import ModelState
 from inference_server.worker.protocol import Progress
 from tests.api.server import Server, run
 from tests.generation.fakes import until
 
+KINDS = ("weights", "kv", "workspace")
 DEMO = ModelSpec(name="demo", source="scripted", preload=True, max_model_len=256)
 
 
@@ -177,3 +181,32 @@ def test_a_key_that_is_not_ascii_opens_by_its_utf8_bytes(tmp_path: Path) -> None
         assert (await server.client.get("/v1/models", headers=right)).status_code == 200  # type: ignore[arg-type]
 
     run(scenario())
+
+
+def test_the_kinds_of_a_models_memory_add_up_to_its_reservation(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        await server.warm()
+        await server.client.get("/metrics")
+        memory = "helixflow_model_memory_bytes"
+        kinds = {kind: server.sample(memory, model="demo", device="cpu", kind=kind) for kind in KINDS}
+        assert sum(kinds.values()) == server.manager.status("demo").memory_bytes > 0
+        await server.manager.unload("demo")
+        await server.client.get("/metrics")
+        assert all(server.sample(memory, model="demo", device="cpu", kind=kind) == 0 for kind in KINDS)
+
+    run(scenario())
+
+
+def test_a_model_that_sleeps_beside_its_gpu_has_its_weights_on_the_host() -> None:
+    plan = SimpleNamespace(device="cuda:0", weights_bytes=800, kv_cache_bytes=500)
+    held = {"cpu": 900, "cuda:0": 300}
+    status = SimpleNamespace(name="demo", state=ModelState.SLEEPING, plan=plan, bytes_by_device=held)
+    assert memory_by_kind(status) == {  # type: ignore[arg-type]
+        ("demo", "cpu", "weights"): 800,
+        ("demo", "cpu", "kv"): 0,
+        ("demo", "cpu", "workspace"): 100,
+        ("demo", "cuda:0", "weights"): 0,
+        ("demo", "cuda:0", "kv"): 0,
+        ("demo", "cuda:0", "workspace"): 300,
+    }

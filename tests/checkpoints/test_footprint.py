@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 
-from inference_server.checkpoints.footprint import kv_bytes_per_token, weight_bytes
+from inference_server.checkpoints.footprint import (
+    kv_bytes_per_token,
+    stored_weight_bytes,
+    weight_bytes,
+)
 from inference_server.errors import ConfigError, FetchFailed
 from tests.checkpoints.files import LLAMA, write_folder, write_safetensors
 
@@ -28,7 +32,7 @@ def test_only_linear_weights_in_layers_are_quantized(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     rest = 2 * (2 * EMBEDDING + NORM)
     nf4 = weight_bytes(folder, quantization="bnb-nf4", dtype="bfloat16")
-    assert nf4 == rest + LINEAR // 2 + 4 * LINEAR // 64 + 144
+    assert nf4 == rest + LINEAR // 2 + LINEAR // 64 + 4 * 1 + 4 * 273
     assert weight_bytes(folder, quantization="bnb-int8", dtype="bfloat16") == rest + LINEAR + 4 * 64
 
 
@@ -56,14 +60,27 @@ def test_gpt2_stores_its_linear_weights_transposed(tmp_path: Path) -> None:
     assert weight_bytes(tmp_path, quantization="bnb-int8", dtype="bfloat16") == 64 * 192 + 4 * 192
 
 
-def test_a_checkpoint_quantized_on_disk_takes_its_bytes_on_disk(tmp_path: Path) -> None:
-    config = LLAMA | {"quantization_config": {"quant_method": "fp8"}}
-    write_folder(tmp_path, config)
-    tensors = {"model.layers.0.q.weight": ("F8_E4M3", (64, 64)), "s": ("F32", (4,))}
-    write_safetensors(tmp_path / "model.safetensors", tensors)
-    assert weight_bytes(tmp_path, quantization="none", dtype="bfloat16") == 64 * 64 + 16
-    with pytest.raises(ConfigError, match="already quantized"):
-        weight_bytes(tmp_path, quantization="bnb-nf4", dtype="auto")
+FP8 = {"quant_method": "fp8"}
+FP8_TENSORS = {
+    "model.layers.0.q.weight": ("F8_E4M3", (64, 64)),
+    "model.layers.0.q.weight_scale_inv": ("F32", (1, 1)),
+    "model.norm.weight": ("BF16", (64,)),
+}
+
+
+def test_codes_that_are_kept_take_their_bytes_on_disk_and_other_numbers_at_least_the_dtype(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path, LLAMA | {"quantization_config": FP8})
+    write_safetensors(tmp_path / "model.safetensors", FP8_TENSORS)
+    assert stored_weight_bytes(tmp_path, dtype="bfloat16", unpacks=False) == 64 * 64 + 4 + 2 * 64
+    assert stored_weight_bytes(tmp_path, dtype="float32", unpacks=False) == 64 * 64 + 4 + 4 * 64
+
+
+def test_codes_that_are_unpacked_take_the_dtype_and_their_scales_are_gone(tmp_path: Path) -> None:
+    write_folder(tmp_path, LLAMA | {"quantization_config": FP8})
+    write_safetensors(tmp_path / "model.safetensors", FP8_TENSORS)
+    assert stored_weight_bytes(tmp_path, dtype="float32", unpacks=True) == 4 * (64 * 64 + 64)
 
 
 def test_without_a_named_dtype_auto_is_what_most_weights_have(tmp_path: Path) -> None:

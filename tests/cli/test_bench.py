@@ -22,7 +22,7 @@ class Calls(list[tuple[str, tuple[Any, ...], dict[str, Any]]]):
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stands in for the load client and remembers what it was asked."""
     found = Calls()
-    for name in ("run_serve", "run_throughput", "run_startup"):
+    for name in ("run_serve", "run_throughput", "run_startup", "run_swap"):
 
         def remember(*options: Any, name: str = name, **more: Any) -> int:
             found.append((name, options, more))
@@ -138,3 +138,42 @@ def test_wrong_flags_are_usage_errors(calls: Calls, arguments: tuple[str, ...], 
     assert result.status == 2
     assert expected in result.err
     assert calls == []
+
+
+def test_swap_takes_a_model_of_the_file_and_makes_small_equal_entries_of_it(
+    calls: Calls, tmp_path: Path
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        "models: {a: {source: scripted, quantization: int8, pinned: true}, b: {source: ./folder}}"
+    )
+    assert run("bench", "swap", "--config", str(file), "--quick").status == 0
+    [(name, (options, report), _)] = calls
+    assert name == "run_swap"
+    assert options.entry["source"] == "scripted"
+    assert options.entry["quantization"] == "int8"
+    assert options.entry["max_model_len"] == 1024
+    assert "pinned" not in options.entry
+    assert (options.num_prompts, options.seeds, options.num_rounds) == (60, (1,), 1)
+    assert report.plot is None
+    assert run("bench", "swap", "--config", str(file), "--model", "b", "--seeds", "3", "4").status == 0
+    options = calls[1][1][0]
+    assert options.entry["source"] == str(tmp_path / "folder")
+    assert (options.num_prompts, options.seeds, options.num_rounds) == (600, (3, 4), 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--names", "a", "b"], "give it, too"),
+        (["--base-url", "http://127.0.0.1:1", "--names", "a"], "two or more"),
+        (["--base-url", "http://127.0.0.1:1", "--names", "a", "b", "--model", "m"], "leave out --base-url"),
+        (["--num-models", "2"], "nothing would be swapped"),
+        (["--traces", "pong"], "invalid choice"),
+    ],
+)
+def test_swap_refuses_flags_that_contradict_each_other(calls: Calls, flags: list[str], said: str) -> None:
+    result = run("bench", "swap", *flags)
+    assert result.status == 2
+    assert said in result.err
+    assert not calls

@@ -151,7 +151,7 @@ def test_unknown_keys_are_refused_at_every_level(text: str, expected: str) -> No
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("quantization: awq", "`awq` is not supported yet; use one of: auto, none, int8, int4, gguf, bnb"),
+        ("quantization: q4", "expected one of auto, none, int8, int4, gguf, bnb-nf4, bnb-int8, gptq, awq"),
         ("kernels: cuda", "expected one of auto, native, torch"),
         ("quantization: bnb-nf5", "did you mean `bnb-nf4`?"),
         ("task: embed", "`embed` is not supported yet"),

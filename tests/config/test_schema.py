@@ -60,7 +60,7 @@ def test_what_the_reader_accepts_the_schema_accepts(text: str) -> None:
     "text",
     [
         "models: {m: {}}",
-        "models: {m: {source: a/b, quantization: awq}}",
+        "models: {m: {source: a/b, quantization: q4}}",
         "models: {m: {source: a/b, colour: red}}",
         "models: {m: {source: a/b, kv_cache: {tokens: 5, bytes: 5}}}",
         "models: {'../m': {source: a/b}}",

@@ -138,7 +138,7 @@ def test_a_setting_with_another_place_in_the_file_is_refused_in_the_server_secti
         ("log_level", "INFO!"),
         ("host", "a b"),
         ("gpu_memory_utilization", "1.5"),
-        ("quantization", "awq"),
+        ("quantization", "q4"),
         ("device", "gpu"),
         ("insecure_no_auth", "perhaps"),
     ],

@@ -69,6 +69,39 @@ def test_a_scripted_failure_fails_one_batch(tmp_path: Path, caplog: pytest.LogCa
     assert generate(engine, SamplingParams(max_tokens=3)) == (b"xyx", FinishReason.LENGTH)
 
 
+@pytest.mark.parametrize("fault", ["oom", "error"])
+@pytest.mark.parametrize(("stage", "num_before"), [("prefill", 0), ("decode", 2)])
+def test_a_prompt_may_ask_for_a_fault_of_its_own_batch(
+    tmp_path: Path, fault: str, stage: str, num_before: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = build(tmp_path, "scripted:?prompt_faults=1&reply=xy")
+    engine.submit(greedy_request("r", list(f"fault:{fault}:{stage}".encode()), 5))
+    with caplog.at_level(logging.CRITICAL, logger="inference_server.engine.text_engine"):
+        outcomes = [engine.step() for _ in range(num_before + 1)]
+    assert [len(outcome.deltas) for outcome in outcomes] == [1] * num_before + [0]
+    code = {"oom": "insufficient_memory", "error": "internal_error"}[fault]
+    assert [(failed.request_id, failed.code) for failed in outcomes[-1].failures] == [("r", code)]
+    assert generate(engine, SamplingParams(max_tokens=3)) == (b"xyx", FinishReason.LENGTH)
+
+
+def test_without_the_option_no_prompt_brings_about_anything(tmp_path: Path) -> None:
+    engine = build(tmp_path, "scripted:?reply=xy")
+    engine.submit(greedy_request("r", list(b"fault:kill:prefill"), 2))
+    assert bytes(tokens_of(run_to_end(engine)["r"])) == b"xy"
+
+
+def test_a_file_says_how_the_next_load_goes_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "fault"
+    source = f"scripted:?load_fault_file={file}"
+    assert build(tmp_path, source).step_stats().num_running == 0
+    for text, error in (("oom", MemoryError), ("error", RuntimeError), ("flood", ModelLoadFailed)):
+        file.write_text(text)
+        with pytest.raises(error):
+            build(tmp_path, source)
+    file.unlink()
+    assert build(tmp_path, source).step_stats().num_running == 0
+
+
 @pytest.mark.parametrize("options", ["max_in_flight=2", "max_in_flight=2&step_ms=1"])
 def test_with_two_steps_in_flight_it_recites_the_same(tmp_path: Path, options: str) -> None:
     engine = build(tmp_path, f"scripted:?reply=abc&output_tokens=7&{options}")

@@ -8,13 +8,13 @@ from collections.abc import Sequence as Seq
 
 import pytest
 
-from inference_server.engine.contract import StepRunner
+from inference_server.engine.contract import Sleeper, StepRunner
 from inference_server.engine.text_engine import INVALID_TOKEN, TextEngine
-from inference_server.errors import ContextTooLong, InvalidRequest
+from inference_server.errors import ContextTooLong, InternalError, InvalidRequest, SleepUnsupported
 from inference_server.scheduling.batch import Batch
 from inference_server.scheduling.configuration import SchedulerConfig
 from inference_server.scheduling.scheduler import Scheduler
-from inference_server.types import FinishReason, GenerationRequest, SamplingParams
+from inference_server.types import FinishReason, GenerationRequest, MemoryReport, SamplingParams
 from tests.engine.reference import greedy_request, run_to_end, tokens_of
 
 VOCAB_SIZE = 100
@@ -61,10 +61,35 @@ class FakeStep:
         return [(token,) for token in (script(self._batch) if script else self._answer)]
 
 
-def make_engine(runner: StepRunner, **changes: int) -> TextEngine:
+class FakeSleeper:
+    """Notes what is asked of it; fails with `error` while there is one."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.error: Exception | None = None
+
+    def sleep(self) -> None:
+        self._note("sleep")
+
+    def wake(self) -> None:
+        self._note("wake")
+
+    def memory(self) -> MemoryReport:
+        return MemoryReport(weights_bytes=len(self.log), kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0)
+
+    def _note(self, what: str) -> None:
+        if self.error is not None:
+            raise self.error
+        self.log.append(what)
+
+
+def make_engine(runner: StepRunner, sleeper: Sleeper | None = None, **changes: int) -> TextEngine:
     limits = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 64, "num_blocks": 32}
     config = SchedulerConfig(**(limits | changes), eos_token_ids=frozenset({EOS}))  # type: ignore[arg-type]
-    return TextEngine(Scheduler(config), runner, VOCAB_SIZE)
+    scheduler = Scheduler(config)
+    if sleeper is None:
+        return TextEngine(scheduler, runner, VOCAB_SIZE)
+    return TextEngine(scheduler, runner, VOCAB_SIZE, sleeper=sleeper)
 
 
 def broken(error: Exception) -> Script:
@@ -93,6 +118,21 @@ def test_a_failing_step_fails_its_batch_and_nothing_else(caplog: pytest.LogCaptu
     assert list(deltas) == ["waiting"]
     assert tokens_of(deltas["waiting"]) == [10, 11, 12, 13]
     assert engine.step_stats().kv_cache_usage == 0.0
+
+
+def test_a_step_without_memory_says_so_and_the_engine_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    engine.submit(greedy_request("a", [5], 4))
+    runner.scripts[1] = broken(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 TB"))
+    with caplog.at_level(logging.CRITICAL, logger="inference_server.engine.text_engine"):
+        outcome = engine.step()
+    assert [(failed.request_id, failed.code) for failed in outcome.failures] == [("a", "insufficient_memory")]
+    assert "1 TB" not in outcome.failures[0].message
+    assert outcome.fatal is None
+    engine.submit(greedy_request("b", [5], 1))
+    assert tokens_of(run_to_end(engine)["b"]) == [1]
+    engine.check_integrity()
 
 
 def test_a_step_that_answers_too_little_is_a_bug_and_not_swallowed() -> None:
@@ -268,3 +308,96 @@ def test_an_id_that_comes_back_while_its_first_owner_is_in_flight_is_another_req
 def test_a_step_without_work_is_nothing() -> None:
     outcome = make_engine(FakeRunner()).step()
     assert (outcome.deltas, outcome.failures, outcome.fatal) == ((), (), None)
+
+
+# ---------------------------------------------------------------- sleep
+
+
+def test_an_engine_sleeps_and_wakes_once_however_often_it_is_told() -> None:
+    sleeper = FakeSleeper()
+    engine = make_engine(FakeRunner(), sleeper)
+    engine.wake()
+    engine.sleep()
+    assert engine.sleep().weights_bytes == 1
+    assert engine.is_asleep
+    engine.wake()
+    assert engine.wake().weights_bytes == 2
+    assert sleeper.log == ["sleep", "wake"]
+    assert not engine.is_asleep
+
+
+def test_an_engine_with_requests_does_not_sleep_and_goes_on() -> None:
+    sleeper = FakeSleeper()
+    engine = make_engine(FakeRunner(), sleeper)
+    engine.submit(greedy_request("a", [5], 4))
+    with pytest.raises(SleepUnsupported, match="while requests run"):
+        engine.sleep()
+    engine.step()
+    with pytest.raises(SleepUnsupported, match="while requests run"):
+        engine.sleep()
+    assert sleeper.log == []
+    assert len(tokens_of(run_to_end(engine)["a"])) == 3
+
+
+def test_steps_in_flight_of_aborted_requests_end_before_the_engine_sleeps() -> None:
+    runner, sleeper = FakeRunner(max_in_flight=2), FakeSleeper()
+    engine = make_engine(runner, sleeper)
+    engine.submit(greedy_request("a", [5], 8))
+    engine.step()
+    engine.abort("a")
+    engine.sleep()
+    assert runner.log[-1].startswith("collect")
+    assert runner.log.count("collect 2") == 1
+    assert not engine.has_work
+    engine.check_integrity()
+
+
+def test_a_prefix_from_before_a_sleep_is_computed_again() -> None:
+    engine = make_engine(FakeRunner(), FakeSleeper())
+    prompt = [7] * 40
+    for request_id in ("cold", "cached"):
+        engine.submit(greedy_request(request_id, prompt, 1))
+        run_to_end(engine)
+    assert engine.step_stats().prefix_cache_hits > 0
+    hits = engine.step_stats().prefix_cache_hits
+    engine.sleep()
+    engine.wake()
+    engine.submit(greedy_request("after", prompt, 1))
+    run_to_end(engine)
+    assert engine.step_stats().prefix_cache_hits == hits
+
+
+def test_a_request_to_a_sleeping_engine_is_refused() -> None:
+    engine = make_engine(FakeRunner(), FakeSleeper())
+    engine.sleep()
+    with pytest.raises(InternalError, match="asleep"):
+        engine.submit(greedy_request("a", [5], 4))
+    assert not engine.has_work
+
+
+def test_a_sleep_or_wake_that_fails_leaves_the_engine_as_it_was() -> None:
+    sleeper = FakeSleeper()
+    engine = make_engine(FakeRunner(), sleeper)
+    sleeper.error = MemoryError()
+    with pytest.raises(MemoryError):
+        engine.sleep()
+    engine.submit(greedy_request("a", [5], 4))
+    run_to_end(engine)
+    sleeper.error = None
+    engine.sleep()
+    sleeper.error = MemoryError()
+    with pytest.raises(MemoryError):
+        engine.wake()
+    assert engine.is_asleep
+    sleeper.error = None
+    engine.wake()
+    assert not engine.is_asleep
+
+
+def test_an_engine_without_a_second_place_for_its_weights_says_that_it_cannot_sleep() -> None:
+    engine = make_engine(FakeRunner())
+    assert engine.why_not_sleep
+    with pytest.raises(SleepUnsupported, match=engine.why_not_sleep):
+        engine.sleep()
+    with pytest.raises(SleepUnsupported):
+        engine.wake()

@@ -16,8 +16,8 @@ from inference_server.config.catalog import KvCacheSpec, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError, ModelLoadFailed
 from inference_server.model_manager import workspace
-from inference_server.model_manager.manager import planner_for
 from inference_server.model_manager.plan import ModelPlan, plan_model
+from inference_server.model_manager.planning import planner_for
 from inference_server.types import Speculation
 from tests.checkpoints.files import write_native_folder
 
@@ -221,7 +221,7 @@ def test_a_model_for_the_native_kernels_is_counted_as_they_pack_it(native_folder
         config, quantization="none", dtype="bfloat16", block_bits={}, max_model_len=128
     )
     assert planned.weights_bytes == counted
-    assert planned.kv_cache_bytes == (8 * 128 + 16) * 2 * 2 * 2 * 32 * 2
+    assert planned.kv_cache_bytes == 8 * 128 * 2 * 2 * 2 * 32 * 2  # no block of padding
     assert planned.context_bytes == workspace.NATIVE_CONTEXT_BYTES
     assert planned.workspace_bytes == workspace.native_workspace_bytes(
         native_shape(config), _step_of(Settings(), vocab_size=100)

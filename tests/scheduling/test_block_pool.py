@@ -63,3 +63,14 @@ def test_a_miscounted_lost_or_misled_block_is_found_by_the_integrity_check() -> 
     pool._free.clear()
     with pytest.raises(InternalError, match="neither free nor held"):
         pool.check_integrity([1, 0])
+
+
+def test_forgotten_content_is_never_found_and_its_blocks_can_be_used() -> None:
+    pool = BlockPool(2)
+    blocks = pool.allocate(1)
+    pool.publish(blocks[0], b"key")
+    pool.free(blocks)
+    pool.forget_keys()
+    assert pool.find(b"key") is None
+    pool.check_integrity([0, 0])
+    assert len(pool.allocate(2)) == 2

@@ -200,7 +200,7 @@ def test_a_cold_model_streams_headers_at_once_and_says_how_far_it_is(write_confi
 def test_the_least_recently_used_model_makes_room(write_config: WriteConfig) -> None:
     models = "".join(f"  m{number}: {{source: scripted}}\n" for number in range(3))
     config = write_config(f"memory: {{host: 9MiB}}\nmodels:\n{models}")
-    with running_server(config) as server:
+    with running_server(config, "--eviction-policy", "lru", "--min-residency", "0") as server:
 
         def states() -> dict[str, str]:
             return {m["id"]: m["status"] for m in server.client.get("/v1/models").json()["data"]}

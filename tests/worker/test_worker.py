@@ -131,6 +131,127 @@ def test_a_failing_step_fails_its_request_and_the_worker_lives_on(tmp_path: Path
     run(check())
 
 
+# ---------------------------------------------------------------- sleep
+
+
+def test_a_worker_sleeps_and_wakes_and_answers_as_before(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, "reply=abc") as ready:
+            assert ready.ready.can_sleep
+            for _ in range(2):
+                await ready.sleep()
+                await ready.sleep()  # it sleeps already
+                await ready.wake()
+                await ready.wake()
+                assert await text_of(ready, request(max_tokens=4)) == "abca"
+
+    run(check())
+
+
+def test_a_request_to_a_sleeping_worker_fails_and_it_can_still_be_woken(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, "reply=abc") as ready:
+            await ready.sleep()
+            with pytest.raises(errors.InternalError, match="asleep"):
+                await text_of(ready, request())
+            await ready.wake()
+            assert await text_of(ready, request(max_tokens=3)) == "abc"
+
+    run(check())
+
+
+def test_a_worker_with_a_request_does_not_sleep_and_the_request_goes_on(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, ENDLESS) as ready:
+            running = asyncio.create_task(text_of(ready, request(max_tokens=30)))
+            await until(lambda: ready.stats.num_running == 1)
+            with pytest.raises(errors.SleepUnsupported, match="1 requests"):
+                await ready.sleep()
+            assert len(await running) == 30
+
+    run(check())
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_an_aborted_request_does_not_keep_a_worker_awake(tmp_path: Path, max_in_flight: int) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, f"{ENDLESS}&max_in_flight={max_in_flight}") as ready:
+            stream = ready.generate(request(max_tokens=4000))
+            await anext(stream)
+            await stream.aclose()
+            await ready.sleep()
+
+    run(check())
+
+
+def test_a_model_that_cannot_sleep_says_why(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, "can_sleep=0") as ready:
+            assert not ready.ready.can_sleep
+            with pytest.raises(errors.SleepUnsupported, match="scripted to stay awake"):
+                await ready.sleep()
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [("oom", errors.InsufficientMemory), ("failed", errors.ModelLoadFailed)]
+)
+def test_a_wake_that_fails_says_why_and_may_be_tried_again(
+    tmp_path: Path, error: str, kind: type[errors.HelixFlowError]
+) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, f"reply=abc&wake_error={error}") as ready:
+            await ready.sleep()
+            with pytest.raises(kind, match="scripted"):
+                await ready.wake()
+            await ready.wake()
+            assert await text_of(ready, request(max_tokens=3)) == "abc"
+
+    run(check())
+
+
+@pytest.mark.parametrize("change", ["sleep", "wake"])
+def test_a_worker_that_dies_meanwhile_tells_who_waits(tmp_path: Path, change: str) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, f"{change}_ms=60000") as ready:
+            if change == "wake":
+                await ready.sleep()
+            waiting = asyncio.create_task(getattr(ready, change)())
+            await asyncio.sleep(0)
+            os.kill(ready.pid, signal.SIGKILL)
+            with pytest.raises(errors.WorkerDied):
+                await waiting
+            with pytest.raises(errors.WorkerDied):
+                await ready.wake()
+
+    run(check())
+
+
+def test_a_sleep_that_hangs_is_killed(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, "sleep_ms=60000", hang_timeout_s=1.2) as ready:
+            with pytest.raises(errors.WorkerDied):
+                await ready.sleep()
+            assert "hung" in await ready.closed
+
+    run(check())
+
+
+def test_who_leaves_before_a_wake_is_done_does_not_confuse_the_next(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with worker(tmp_path, "reply=abc&wake_ms=300") as ready:
+            await ready.sleep()
+            waiting = asyncio.create_task(ready.wake())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await ready.sleep()
+            await ready.wake()
+            assert await text_of(ready, request(max_tokens=3)) == "abc"
+
+    run(check())
+
+
 # ---------------------------------------------------------------- ends
 
 

@@ -54,6 +54,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     cache_salt: Annotated[str, Meta(max_length=512)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     timeout: Seconds | None = None
+    keep_alive: float | str | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
 
@@ -67,7 +68,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     logprobs: Any = None
     prompt_logprobs: Any = None
     allowed_token_ids: Any = None
-    keep_alive: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
@@ -116,7 +116,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         refuse(self.logprobs is not None and self.logprobs is not False, "logprobs")
         refuse(self.prompt_logprobs is not None, "prompt_logprobs")
         refuse(self.allowed_token_ids is not None, "allowed_token_ids")
-        refuse(self.keep_alive is not None, "keep_alive")
         for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"):
             refuse(getattr(self, name) is not None, name)
         if self.stream_options is not None and not self.stream:

@@ -64,6 +64,17 @@ class NativeRunner:
         return self._cache.nbytes
 
     @property
+    def kv_regions(self) -> list[tuple[int, int]]:
+        """Address and bytes of the memory that keys and values lie in."""
+        return [(self._cache.ctypes.data, self._cache.nbytes)]
+
+    @property
+    def weight_regions(self) -> list[tuple[int, int]]:
+        """Address and bytes of the memory that the packed weights lie in."""
+        arrays = (self._model.arena, self._model.vectors, self._model.rope)
+        return [(array.ctypes.data, array.nbytes) for array in arrays]
+
+    @property
     def workspace_bytes(self) -> int:
         """Bytes of everything else that a step writes, once a largest step has touched it all."""
         return sum(array.nbytes for array in self._scratch) + self._logits.nbytes
