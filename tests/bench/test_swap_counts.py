@@ -18,11 +18,12 @@ def page_of(metrics: Metrics) -> str:
 def test_the_counters_of_a_real_page_are_found_under_all_models() -> None:
     metrics = Metrics(["a", 'b "quoted", {odd}'])
     assert counts_in(page_of(metrics)) == SwapCounts(loads=0, wakes=0, failed_loads=0, evictions=0)
-    metrics.on_load("a", 1.5, True)
-    metrics.on_load("a", 1.5, True)
-    metrics.on_load('b "quoted", {odd}', 0.5, False)
+    metrics.on_load("a", 1.5, True, "disk")
+    metrics.on_load("a", 1.5, True, "hub")
+    metrics.on_load("a", 0.5, True, "ram")
+    metrics.on_load('b "quoted", {odd}', 0.5, False, "disk")
     metrics.on_eviction("a", "memory")
-    assert counts_in(page_of(metrics)) == SwapCounts(loads=2, wakes=0, failed_loads=1, evictions=1)
+    assert counts_in(page_of(metrics)) == SwapCounts(loads=2, wakes=1, failed_loads=1, evictions=1)
 
 
 def test_counts_subtract_and_a_swap_is_a_load_or_a_wake() -> None:

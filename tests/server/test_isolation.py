@@ -213,3 +213,16 @@ def test_a_worker_that_gives_no_sign_of_life_is_killed_and_replaced(place: Place
         assert server.chat("hello?", model="hit", max_tokens=3).status_code == 200
     assert silent not in workers(server)
     assert_whole_again(server)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "segfault"])
+def test_a_worker_that_dies_in_its_sleep_is_loaded_anew(place: Place, number: signal.Signals) -> None:
+    server, _ = place
+    alone = workers(server)
+    (sleeper,) = load(server, "hit") - alone
+    assert server.client.post("/models/sleep", json={"model": "hit"}).status_code == 200
+    with undisturbed(server):
+        os.kill(sleeper, number)
+        assert server.chat("awake?", model="hit", max_tokens=3).status_code == 200
+    assert sleeper not in workers(server)
+    assert_whole_again(server)
