@@ -1,4 +1,4 @@
-"""What a plan chooses where the entry leaves it open: smaller weights, other devices, remembered overheads."""
+"""What a plan chooses where the entry leaves it open: smaller weights, other devices; what it remembers."""
 
 from __future__ import annotations
 
@@ -61,10 +61,15 @@ def test_where_nothing_fits_the_smallest_is_what_is_refused(folder: Path) -> Non
     assert plan(folder, {"cpu": 1}).load.quantization == "int4"
 
 
-def test_a_file_in_blocks_of_four_bits_has_nothing_smaller_to_offer(tmp_path: Path) -> None:
+def test_a_file_in_blocks_of_four_bits_is_never_blown_up_to_eight(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     blocks = write_native_folder(tmp_path / "blocks", blocks=True)
-    assert plan(blocks, {"cpu": 1}).load.quantization in ("gguf", "int4")  # the embedding may still shrink
-    assert plan(blocks, {"cpu": GIB}).load.quantization == "gguf"
+    needed = needs(blocks, quantization="gguf")
+    assert plan(blocks, {"cpu": needed}).load.quantization == "gguf"
+    caplog.set_level(logging.INFO)
+    assert plan(blocks, {"cpu": needed - 1}).load.quantization == "int4"  # its embedding has 8 bits
+    assert "with quantization int8: " not in caplog.text
 
 
 @pytest.mark.parametrize("wanted", ["none", "bnb-int8", "bnb-nf4"])
