@@ -1,7 +1,8 @@
 """Composition root: builds every object once, hands each what it needs, and runs the server's life.
 
 Life: listen at once → preload → serve → on SIGTERM or Ctrl-C stop taking requests, let the running ones
-finish within `shutdown_timeout`, end every worker, exit. A second signal ends everything at once.
+finish within `shutdown_timeout`, end every worker, exit. A second signal ends everything at once. SIGHUP
+re-reads models.yaml.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from inference_server.errors import ConfigError
 from inference_server.generation.service import GenerationService
 from inference_server.model_manager.arrival import prepare_message
 from inference_server.model_manager.learning import LearningLauncher
+from inference_server.model_manager.load_times import LoadTimes
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.overheads import OverheadStore
 from inference_server.model_manager.plan import is_scripted
@@ -40,6 +42,7 @@ from inference_server.worker.launcher import ForkServer, ForkServerLauncher
 from inference_server.worker.protocol import Progress
 
 BACKLOG = 2048
+LOAD_TIMES_FILE = "load-times.json"  # in the cache folder
 DISPLAY_INTERVAL_S = 0.1
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ async def _run(
         LearningLauncher(_launcher(fork_server, settings), overheads),
         planner=planner_for(settings, overheads),
         observer=metrics,
+        load_times=LoadTimes(Path(settings.cache_dir) / LOAD_TIMES_FILE),
     )
     service = GenerationService(manager, settings, metrics)
     reloader = Reloader(read, manager.reload)
@@ -104,7 +108,7 @@ async def _run(
     )
     http = _HttpServer(application, settings)
     stop = asyncio.Event()
-    with _signals(stop):
+    with _signals(stop), _reloading_on_hangup(reloader):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
             return await _live(settings, sock, manager, service, stop, display)
@@ -191,6 +195,32 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _reloading_on_hangup(reloader: Reloader) -> Iterator[None]:
+    """SIGHUP re-reads the configuration; one that is wrong is logged, and the old one stays."""
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        try:
+            await reloader.reload()
+        except ConfigError as error:
+            logger.error("the configuration is not reloaded, the old one stays: %s", error.message)
+
+    def received() -> None:
+        task = loop.create_task(reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, received)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in reloads:
+            task.cancel()
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -29,18 +29,29 @@ def file_sha256(path: Path) -> str:
 
 def remembered_sha256(path: Path, cache_dir: Path) -> str:
     """The file's SHA-256, read only if the file changed since the last call."""
+    known = known_sha256(path, cache_dir)
+    if known is not None:
+        return known
     stat = path.stat()
-    record = cache_dir / "digests" / f"{text_key(str(path.resolve()))}.json"
-    known = _read(record)
-    if known is not None and (known.size, known.inode, known.mtime_ns) == (
+    digest = file_sha256(path)
+    write_json(_record(path, cache_dir), _Remembered(stat.st_size, stat.st_ino, stat.st_mtime_ns, digest))
+    return digest
+
+
+def known_sha256(path: Path, cache_dir: Path) -> str | None:
+    """The file's SHA-256 if it is known without reading the file; None also if there is no file."""
+    known = _read(_record(path, cache_dir))
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    if known is None or (known.size, known.inode, known.mtime_ns) != (
         stat.st_size,
         stat.st_ino,
         stat.st_mtime_ns,
     ):
-        return known.sha256
-    digest = file_sha256(path)
-    write_json(record, _Remembered(stat.st_size, stat.st_ino, stat.st_mtime_ns, digest))
-    return digest
+        return None
+    return known.sha256
 
 
 def require_sha256(name: str, actual: str, expected: str | None) -> None:
@@ -58,6 +69,10 @@ def require_sha256(name: str, actual: str, expected: str | None) -> None:
 def text_key(text: str) -> str:
     """A short file name for any text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _record(path: Path, cache_dir: Path) -> Path:
+    return cache_dir / "digests" / f"{text_key(str(path.resolve()))}.json"
 
 
 def _read(record: Path) -> _Remembered | None:

@@ -106,6 +106,12 @@ def add_client_flags(parser: argparse.ArgumentParser, *, default: str | None) ->
     parser.add_argument("--api-key", metavar="KEY", help="key for the server, also $HELIXFLOW_API_KEY")
 
 
+def client_of(args: argparse.Namespace, terminal: Terminal) -> tuple[str, str | None]:
+    """(address, key) of the server that a command is about: flags, environment, or this machine's."""
+    base_url = args.base_url or terminal.env.get("HELIXFLOW_BASE_URL") or DEFAULT_BASE_URL
+    return base_url, args.api_key or terminal.env.get("HELIXFLOW_API_KEY")
+
+
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     """Adds --json."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from inference_server.cli.arguments import DEFAULT_BASE_URL, VerbParser, add_client_flags
+from inference_server.cli.arguments import DEFAULT_BASE_URL, VerbParser, add_client_flags, client_of
 from inference_server.cli.client import ServerClient
 from inference_server.cli.conversation import Conversation
 from inference_server.cli.failures import UsageError
@@ -47,8 +47,7 @@ def add_arguments(parser: VerbParser) -> None:
 def run(args: Namespace, terminal: Terminal) -> int:
     """Talks until the user leaves; 1 if a single message could not be answered."""
     options = _options(args)
-    base_url = args.base_url or terminal.env.get("HELIXFLOW_BASE_URL") or DEFAULT_BASE_URL
-    api_key = args.api_key or terminal.env.get("HELIXFLOW_API_KEY")
+    base_url, api_key = client_of(args, terminal)
     with ServerClient(base_url, api_key) as client:
         model = args.model or client.first_model()
         conversation = Conversation(client, terminal, model, options, args.system)

@@ -10,10 +10,11 @@ import msgspec
 from inference_server.cli.arguments import VerbParser, add_json_flag, add_settings, flags_of
 from inference_server.cli.configured import read_configuration
 from inference_server.cli.terminal import Terminal
+from inference_server.cli.values import kv_cache, model_value, shown
 from inference_server.config.configuration import Configuration
 from inference_server.config.setting_keys import SETTINGS
 from inference_server.config.settings import Settings
-from inference_server.config.spec import KvCacheSpec, MemorySpec, ModelSpec
+from inference_server.config.spec import MemorySpec, ModelSpec
 from inference_server.config.units import format_bytes, format_duration
 from inference_server.errors import ConfigError
 
@@ -83,7 +84,7 @@ def _model_row(spec: ModelSpec) -> tuple[str, ...]:
         spec.dtype,
         spec.quantization,
         str(spec.max_model_len or "model's"),
-        _kv_cache(spec.kv_cache),
+        kv_cache(spec.kv_cache),
         format_duration(spec.keep_alive_s),
         ", ".join(start) or "on demand",
         spec.source,
@@ -102,30 +103,14 @@ def _not_default(configuration: Configuration) -> list[tuple[str, str, str]]:
     for spec in configuration.catalog.models.values():
         plain = ModelSpec(name="", source="")
         for key, where in configuration.model_origins[spec.name].items():
-            default = "" if key == "preload" else _model_value(plain, key)
-            found.append((f"{spec.name}.{key}", _model_value(spec, key), default, where))
+            default = "" if key == "preload" else model_value(plain, key)
+            found.append((f"{spec.name}.{key}", model_value(spec, key), default, where))
     return [(name, value, where) for name, value, default, where in found if value != default]
 
 
 def _setting(settings: Settings, name: str) -> str:
     value = getattr(settings, name)
-    return HIDDEN if SETTINGS[name].key.secret and value is not None else _shown(value)
-
-
-def _model_value(spec: ModelSpec, key: str) -> str:
-    if key == "keep_alive":
-        return format_duration(spec.keep_alive_s)
-    if key == "kv_cache":
-        return _kv_cache(spec.kv_cache)
-    if key.startswith("defaults."):
-        return _shown(getattr(spec.defaults, key.removeprefix("defaults.")))
-    return _shown(getattr(spec, key))
-
-
-def _kv_cache(spec: KvCacheSpec) -> str:
-    if spec.num_bytes is not None:
-        return format_bytes(spec.num_bytes)
-    return f"{spec.num_tokens} tokens" if spec.num_tokens is not None else "8 x context"
+    return HIDDEN if SETTINGS[name].key.secret and value is not None else shown(value)
 
 
 def _budget(memory: MemorySpec, kind: str) -> str:
@@ -133,15 +118,6 @@ def _budget(memory: MemorySpec, kind: str) -> str:
     if size is not None:
         return format_bytes(size)
     return f"{share:.0%}" if share is not None else "what is free"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 72 else text[:71] + "…"
 
 
 def _as_json(configuration: Configuration) -> dict[str, Any]:

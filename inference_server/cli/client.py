@@ -13,6 +13,8 @@ from inference_server import __version__
 from inference_server.cli.failures import ServerError
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # the server sends something at least every 15 s
+_PATIENT = httpx.Timeout(60.0, connect=5.0, read=None)  # a load takes what it takes
+NO_SERVER = "no_server"  # the code of the error when nothing listens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,14 @@ class End:
 Event = Text | Notice | End
 
 
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """What `/models` tells: an object per model, and one per device of the memory budget."""
+
+    models: Sequence[Mapping[str, Any]]
+    memory: Sequence[Mapping[str, Any]]
+
+
 class ServerClient:
     """Talks to one server; owns its connections. Use as a context manager."""
 
@@ -63,16 +73,29 @@ class ServerClient:
         Raises:
             ServerError: no server, no permission, or no such answer.
         """
-        try:
-            response = self._http.get(f"{self._base_url}/v1/models")
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
-        _refuse_errors(response)
-        body = _json(response.content)
-        data = body.get("data")
-        if not isinstance(data, list):
-            raise ServerError(f"{self._base_url} does not answer like an OpenAI-compatible server")
-        return [entry for entry in data if isinstance(entry, dict)]
+        return self._entries("/v1/models")
+
+    def lifecycle(self) -> Lifecycle:
+        """The server's `/models`: every model's life, and the memory they share.
+
+        Raises:
+            ServerError: no server, no permission, or no such answer.
+        """
+        body = self._call("GET", "/models")
+        return Lifecycle(_dicts(body.get("data")), _dicts(body.get("memory")))
+
+    def load(self, model: str, keep_alive: str | None) -> None:
+        """Return when the model is ready.
+
+        Raises:
+            ServerError: it cannot be loaded, or there is no such server.
+        """
+        body = {"model": model} | ({} if keep_alive is None else {"keep_alive": keep_alive})
+        self._call("POST", "/models/load", body)
+
+    def unload(self, model: str) -> None:
+        """Return when the model's memory is free; raises like `load`."""
+        self._call("POST", "/models/unload", {"model": model})
 
     def first_model(self) -> str:
         """A loaded model rather than one that has to be loaded; never an alias.
@@ -104,15 +127,36 @@ class ServerClient:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
+    def _entries(self, path: str) -> list[dict[str, Any]]:
+        data = self._call("GET", path).get("data")
+        if not isinstance(data, list):
+            raise ServerError(f"{self._base_url} does not answer like an OpenAI-compatible server")
+        return _dicts(data)
+
+    def _call(self, method: str, path: str, body: object = None) -> Mapping[str, Any]:
+        try:
+            response = self._http.request(
+                method, f"{self._base_url}{path}", json=body, timeout=_TIMEOUT if body is None else _PATIENT
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        _refuse_errors(response)
+        return _json(response.content)
+
     def _unreachable(self, error: Exception) -> ServerError:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return ServerError(
                 f"no server answers at {self._base_url}; start one with `helixflow serve`, "
-                "or name another with --base-url"
+                "or name another with --base-url",
+                NO_SERVER,
             )
         if isinstance(error, httpx.TimeoutException):
             return ServerError(f"{self._base_url} has stopped answering")
         return ServerError(f"the connection to {self._base_url} failed: {error or type(error).__name__}")
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def normalised(base_url: str) -> str:

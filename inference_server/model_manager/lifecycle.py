@@ -93,12 +93,37 @@ class Lifecycle:
         residency = record.residency
         if record.state is not ModelState.READY or residency is None or residency.worker.closed.done():
             return None
-        if not record.spec.pinned and self.line.comes_after(record.spec.name, arrived_s):
+        if not self.line.rules.collate and self._comes_after(record, arrived_s):
             return None
         residency.open_lease(self._clock())
         self.keep_alive.watch(record)
         on_release = functools.partial(self._release, record, residency, keep_alive_s)
         return Lease(record.spec, residency.worker, residency.plan, on_release)
+
+    def _comes_after(self, record: ModelRecord, arrived_s: float) -> bool:
+        """Whether a request for a model in memory must let an earlier one for another model go first.
+
+        That is so in order of arrival, and if that one needs bytes where this model could give some.
+        """
+        if record.spec.pinned:
+            return False
+        held = self.table.budget.reservation(record.spec.name).keys()
+        return any(
+            other.oldest_wait_s is not None
+            and other.oldest_wait_s < arrived_s
+            and other.plan is not None
+            and not held.isdisjoint(other.plan.bytes_by_device)
+            and self._is_to_be_served(other)
+            for other in self.table.records.values()
+            if other is not record
+        )
+
+    def _is_to_be_served(self, record: ModelRecord) -> bool:
+        """Whether a model that is waited for stands in the line, or is about to."""
+        if record.state is ModelState.LOADING:
+            is_granted = bool(self.table.budget.reservation(record.spec.name))
+            return not is_granted or self.line.is_waiting(record.spec.name)
+        return record.state not in (ModelState.READY, ModelState.FAILED)
 
     def _release(self, record: ModelRecord, residency: Residency, keep_alive_s: float | None) -> None:
         residency.close_lease(self._clock(), keep_alive_s)

@@ -77,20 +77,6 @@ class MemoryLine:
         """Whether `model` stands in the line."""
         return any(applicant.model == model for applicant in self._line)
 
-    def comes_after(self, model: str, arrived_s: float) -> bool:
-        """Whether a request for `model`, in memory since before, must let one for another model go first.
-
-        Only in order of arrival; and only if that other one waits for bytes where `model` holds some.
-        """
-        if self.rules.collate:
-            return False
-        held = self._budget.reservation(model)
-        return any(
-            applicant.since_s < arrived_s and not held.keys().isdisjoint(applicant.total)
-            for applicant in self._line
-            if applicant.model != model and not applicant.granted.done()
-        )
-
     async def reserve(self, model: str, total: Mapping[str, int], since: Callable[[], float | None]) -> None:
         """Wait in line until `model` has `total` bytes reserved; evicts for it what may be evicted.
 

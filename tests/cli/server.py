@@ -30,6 +30,39 @@ MODELS = [
 ]
 
 
+LIVES = [
+    {
+        "id": "warm",
+        "status": "loaded",
+        "aliases": ["gpt"],
+        "device": "cpu",
+        "memory_bytes": 2**30,
+        "num_leases": 0,
+        "num_queued": 0,
+        "last_used_s": 125.0,
+        "expires_in_s": 475.0,
+        "progress": None,
+        "failure": None,
+        "retry_in_s": None,
+    },
+    {
+        "id": "busy",
+        "status": "loaded",
+        "device": "cuda:0",
+        "memory_bytes": 3 * 2**29,
+        "num_leases": 3,
+        "num_queued": 2,
+        "last_used_s": None,
+        "expires_in_s": None,
+    },
+    {"id": "coming", "status": "loading", "progress": {"stage": "load", "fraction": 0.43}, "num_queued": 1},
+    {"id": "broken", "status": "failed", "failure": "no such file", "retry_in_s": 9.5},
+    {"id": "napping", "status": "sleeping", "device": "cpu", "memory_bytes": 2**28, "last_used_s": 7200.0},
+    {"id": "cold", "status": "unloaded", "memory_bytes": 0},
+]
+MEMORY = [{"device": "cpu", "budget_bytes": 8 * 2**30, "reserved_bytes": 5 * 2**28}]
+
+
 def text(content: str, reason: str | None = None) -> str:
     """One chunk of an answer."""
     choice = {"index": 0, "delta": {"content": content}, "finish_reason": reason}
@@ -52,6 +85,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.answers = answers
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.api_key: str | None = None
         self.left = threading.Event()  # set when a client left in the middle of an answer
 
@@ -67,7 +101,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests are quiet."""
 
     def do_GET(self) -> None:
-        if self._admitted():
+        if not self._admitted():
+            return
+        if self.path == "/models":
+            self._reply(200, {"object": "list", "data": LIVES, "memory": MEMORY})
+        else:
             self._reply(200, {"object": "list", "data": MODELS})
 
     def do_POST(self) -> None:
@@ -75,6 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._admitted():
             return
         self.server.requests.append(json.loads(body))
+        self.server.paths.append(self.path)
         answer = self.server.answers.pop(0)
         if isinstance(answer, tuple) and isinstance(answer[0], int):
             self._reply(answer[0], answer[1])

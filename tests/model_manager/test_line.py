@@ -230,21 +230,3 @@ def test_a_sleeper_s_own_bytes_are_not_what_it_waits_for() -> None:
             await desk.apply("asleep", {"cpu": 9})
 
     run(scenario())
-
-
-def test_in_order_of_arrival_a_request_lets_earlier_ones_for_other_models_go_first() -> None:
-    async def scenario() -> None:
-        for collate in (False, True):
-            desk = Desk({"cpu": 10, "cuda:0": 10}, SwapRules(collate=collate, max_swap_wait_s=1e6))
-            desk.occupy("here", {"cpu": 8}, num_leases=1)
-            desk.occupy("there", {"cuda:0": 8}, num_leases=1)
-            applicant = desk.apply("new", {"cpu": 10})
-            await settle()
-            assert desk.line.comes_after("here", now_s() + 1) is not collate
-            assert not desk.line.comes_after("here", now_s() - 1)
-            assert not desk.line.comes_after("there", now_s() + 1)
-            applicant.cancel()
-            await settle()
-            assert not desk.line.comes_after("here", now_s() + 1)
-
-    run(scenario())

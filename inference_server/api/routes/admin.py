@@ -27,14 +27,19 @@ _SUCCESS = {"success": True}
 
 def lifecycle_object(context: ApiContext, status: ModelStatus) -> dict[str, Any]:
     """A model of `/v1/models`, and its life."""
-    return model_object(context, status, status.name) | lifecycle_fields(status)
+    in_house = context.service.num_in_progress(status.name)
+    return model_object(context, status, status.name) | lifecycle_fields(status, in_house)
 
 
 async def list_lifecycle(request: Request) -> Response:
-    """Every model with its state, leases and progress."""
+    """Every model with its state, requests and progress, and the memory that they share."""
     context = context_of(request)
     data = [lifecycle_object(context, status) for status in context.manager.snapshot()]
-    return _json({"object": "list", "data": data})
+    memory = [
+        {"device": use.device, "budget_bytes": use.budget_bytes, "reserved_bytes": use.reserved_bytes}
+        for use in context.manager.device_usage()
+    ]
+    return _json({"object": "list", "data": data, "memory": memory})
 
 
 async def load_model(request: Request) -> Response:

@@ -57,9 +57,16 @@ def model_object(context: ApiContext, status: ModelStatus, name: str) -> dict[st
         "max_model_len": plan.max_model_len if plan is not None else spec.max_model_len,
         "status": _WORDS[status.state],
         "quantization": plan.load.quantization if plan is not None else spec.quantization,
-        "device": status.device,
+        "device": _device(status),
         "memory_bytes": status.memory_bytes,
     }
+
+
+def _device(status: ModelStatus) -> str | None:
+    """Where it is, or is going to be; None while it holds no memory."""
+    if status.device is None and status.plan is not None and status.bytes_by_device:
+        return status.plan.device
+    return status.device
 
 
 def _cacheable(request: Request, value: object) -> Response:

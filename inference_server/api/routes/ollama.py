@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inference_server.api.context import context_of
-from inference_server.checkpoints.headers import read_checkpoint
-from inference_server.errors import FetchFailed
+from inference_server.checkpoints.parameters import parameter_size
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.states import ModelState
 from inference_server.model_manager.status import ModelStatus
@@ -60,19 +59,6 @@ def running_model(status: ModelStatus, plan: ModelPlan, parameters: str, now_s: 
         "size_vram": _gpu_bytes(status.bytes_by_device),
         "context_length": plan.max_model_len,
     }
-
-
-def parameter_size(folder: Path) -> str:
-    """E.g. "134.5M"; empty if the weights are packed or absent, so that their headers do not say it."""
-    try:
-        tensors = read_checkpoint(folder).values()
-    except FetchFailed:
-        return ""
-    if not tensors or not all(tensor.dtype in ("F64", "F32", "F16", "BF16") for tensor in tensors):
-        return ""
-    count = sum(tensor.num_elements for tensor in tensors)
-    unit, size = ("B", count / 1e9) if count >= 1e9 else ("M", count / 1e6)
-    return f"{size:.1f}{unit}"
 
 
 def _quantization_level(quantization: str, dtype: str) -> str:

@@ -26,14 +26,16 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a reload: `{}`."""
 
 
-def lifecycle_fields(status: ModelStatus) -> dict[str, Any]:
+def lifecycle_fields(status: ModelStatus, num_in_progress: int) -> dict[str, Any]:
     """What the lifecycle routes add to a model of `/v1/models`. Durations are seconds.
 
+    Of the sequences in progress, `num_running` are computed and `num_queued` wait, be it for the model.
     `last_used_s` ago nobody used it any more (null: somebody does, or it is not in memory); it is unloaded
     in `expires_in_s` if nobody asks for it (null: it stays). `retry_in_s` is the rest of the pause after a
     failed load.
     """
     progress, spec = status.progress, status.spec
+    running = status.stats.num_running if status.stats is not None else 0
     return {
         "state": status.state,
         "aliases": spec.aliases,
@@ -41,6 +43,8 @@ def lifecycle_fields(status: ModelStatus) -> dict[str, Any]:
         "preload": spec.preload,
         "num_leases": status.num_leases,
         "num_waiting": status.num_waiting,
+        "num_running": running,
+        "num_queued": max(0, num_in_progress - running),
         "bytes_by_device": dict(status.bytes_by_device),
         "progress": None if progress is None else {"stage": progress[0], "fraction": progress[1]},
         "last_used_s": _rounded(status.idle_s),
