@@ -61,7 +61,8 @@ def _begin(client: ServerClient, model: str, keep_alive: str | None) -> Future[N
 
     def load() -> None:
         try:
-            loading.set_result(client.load(model, keep_alive))
+            client.load(model, keep_alive)
+            loading.set_result(None)
         except Exception as error:
             loading.set_exception(error)
 
