@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 ReadT = TypeVar("ReadT")
 HOST = "cpu"
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes a huge number where there is no limit
+_DROPPABLE = ("inactive_file", "active_file", "slab_reclaimable")  # the kernel takes them back
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +51,28 @@ def host_memory(root: Path = Path("/")) -> DeviceMemory:
 
 def _cgroup_usage(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, bytes used that cannot be dropped) of every limited cgroup from ours up to the root."""
-    for folder, limit_file, usage_file, prefix in _cgroup_folders(root):
-        limit = _number(folder / limit_file)
-        usage = _number(folder / usage_file)
-        if limit is None or usage is None or limit >= _NO_LIMIT_BYTES:
-            continue
+    for folder, limit_files, usage_file, prefix in _cgroup_folders(root):
         stat = _numbers(folder / "memory.stat")
-        page_cache = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
-        yield limit, max(0, usage - page_cache)
+        limits = [_number(folder / name) for name in limit_files]
+        limits.append(stat.get("hierarchical_memory_limit"))  # v1: of groups that we may not see
+        limit = min((found for found in limits if found is not None), default=_NO_LIMIT_BYTES)
+        usage = _number(folder / usage_file)
+        if usage is None or limit >= _NO_LIMIT_BYTES:
+            continue
+        droppable = sum(stat.get(f"{prefix}{kind}", 0) for kind in _DROPPABLE)
+        yield limit, max(0, usage - droppable)
 
 
-def _cgroup_folders(root: Path) -> Iterator[tuple[Path, str, str, str]]:
+def _cgroup_folders(root: Path) -> Iterator[tuple[Path, tuple[str, ...], str, str]]:
+    """(folder, files that hold a limit, file that holds the usage, what names of totals begin with)."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "")
+            mount = root / "sys/fs/cgroup"
+            names: tuple[tuple[str, ...], str, str] = (("memory.max", "memory.high"), "memory.current", "")
         elif "memory" in controllers.split(","):
             mount = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            names = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
         else:
             continue
         inside = PurePosixPath(path.lstrip("/"))

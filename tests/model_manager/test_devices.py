@@ -12,6 +12,7 @@ import pytest
 
 from inference_server.model_manager.devices import (
     DeviceMemory,
+    compute_capability,
     cpu_flags,
     discover_devices,
     gpu_memory,
@@ -72,14 +73,58 @@ def test_a_v1_limit_is_read_and_its_no_limit_number_is_ignored(tmp_path: Path) -
     assert host_memory(machine(tmp_path, files)) == DeviceMemory(200000, 100000)
 
 
+def test_a_v2_group_that_is_slowed_down_above_a_mark_counts_up_to_it(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": "400000\n",
+        "sys/fs/cgroup/memory.high": "350000\n",
+        "sys/fs/cgroup/memory.current": "300000\n",
+        "sys/fs/cgroup/memory.stat": "slab_reclaimable 20000\nshmem 50000\n",
+    }
+    assert host_memory(machine(tmp_path, files)) == DeviceMemory(350000, 70000)
+
+
+def test_a_v1_limit_of_a_group_outside_the_container_counts(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "2:memory:/docker/abc\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2**63 - 4096}\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "150000\n",
+        "sys/fs/cgroup/memory/memory.stat": "hierarchical_memory_limit 250000\ntotal_active_file 10000\n",
+    }
+    assert host_memory(machine(tmp_path, files)) == DeviceMemory(250000, 110000)
+
+
+def test_other_processes_count_even_if_the_groups_limit_is_far_away(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": "1000000\n",
+        "sys/fs/cgroup/memory.current": "1000\n",
+    }
+    assert host_memory(machine(tmp_path, files)) == DeviceMemory(1000000, 600 * 1024)
+
+
+def test_a_usage_beyond_the_limit_leaves_nothing(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": "100000\n",
+        "sys/fs/cgroup/memory.current": "120000\n",
+    }
+    assert host_memory(machine(tmp_path, files)) == DeviceMemory(100000, 0)
+
+
 def test_this_machine_has_memory_and_free_is_not_more_than_total() -> None:
     host = discover_devices()["cpu"]
     assert 0 < host.free_bytes <= host.total_bytes
 
 
-def test_the_resident_set_of_a_live_process_is_positive_and_of_a_dead_one_zero() -> None:
+def test_what_a_live_process_holds_is_positive_and_of_a_dead_one_zero() -> None:
     assert resident_bytes(os.getpid()) > 1_000_000
     assert resident_bytes(2**22 + 1) == 0
+
+
+def test_pages_of_files_are_not_held(tmp_path: Path) -> None:
+    machine(tmp_path, {"77/statm": "5000 300 120 1 0 900 0\n"})
+    assert resident_bytes(77, tmp_path) == 180 * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_cpu_flags_are_read_once_from_the_first_cpu(tmp_path: Path) -> None:
@@ -138,8 +183,22 @@ class FakeNvml:
             raise self.NVMLError
         return self.split[handle][index]
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle: str) -> list[int]:
+        if handle == "old":
+            raise self.NVMLError
+        return [8, 6 + len(handle)]
+
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
         return SimpleNamespace(total=1000 + len(handle), free=len(handle))
+
+
+def test_the_compute_capability_is_that_of_the_gpu_that_cuda_shows() -> None:
+    nvml = FakeNvml(["a", "bb"])
+    assert compute_capability("cuda:1", {}, nvml) == (8, 8)
+    assert compute_capability("cuda:0", {"CUDA_VISIBLE_DEVICES": "1"}, nvml) == (8, 8)
+    assert compute_capability("cuda:2", {}, nvml) is None
+    assert compute_capability("cuda:0", {}, FakeNvml(["old"])) is None
+    assert compute_capability("cuda:0", {}, FakeNvml(["a"], broken=True)) is None
 
 
 def free_bytes(nvml: FakeNvml, **env: str) -> dict[str, int]:
