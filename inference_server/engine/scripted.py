@@ -7,6 +7,7 @@ for faults on demand. Its options stand under "scripted" in the prepared folder'
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -20,8 +21,9 @@ from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory, ModelLoadFailed
 from inference_server.scheduling.batch import Batch, ScheduledSequence
+from inference_server.scheduling.pending import StepScores
 from inference_server.scheduling.scheduler import MAX_IN_FLIGHT
-from inference_server.types import EngineSpec, MemoryReport
+from inference_server.types import EngineSpec, MemoryReport, TokenScore
 
 
 class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,10 +45,14 @@ class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ScriptedRunner:
-    """A `StepRunner` that recites. Token ids below 256 are bytes."""
+    """A `StepRunner` that recites. Token ids below 256 are bytes.
 
-    def __init__(self, options: ScriptedOptions, eos_token_id: int) -> None:
+    It is certain of what it says, and finds every token of a prompt as likely as any other.
+    """
+
+    def __init__(self, options: ScriptedOptions, eos_token_id: int, vocab_size: int) -> None:
         self._options = options
+        self._prompt_logprob = -math.log(vocab_size)
         self._reply = tuple(options.reply.encode())
         self._eos_token_id = eos_token_id
         self._num_steps = 0
@@ -63,11 +69,31 @@ class ScriptedRunner:
         step_s = self._options.step_ms / 1000
         self._busy_until_s = max(self._busy_until_s, time.monotonic()) + step_s
         results = [self._recite(scheduled) for scheduled in batch.sampling]
-        return ScriptedStep(self._options, self._num_steps, results, self._busy_until_s if step_s else 0.0)
+        scores = self._scores(batch, results)
+        ends_s = self._busy_until_s if step_s else 0.0
+        return ScriptedStep(self._options, self._num_steps, results, scores, ends_s)
 
     def is_fatal(self, error: Exception) -> bool:
         """A scripted failure never spoils the device."""
         return False
+
+    def _scores(self, batch: Batch, results: Seq[Seq[int]]) -> StepScores | None:
+        outputs = {
+            item.sequence.request_id: [TokenScore(0.0, 1, ((token, 0.0),)[:num_top]) for token in tokens]
+            for item, tokens in zip(batch.sampling, results, strict=True)
+            if (num_top := item.sequence.sampling.logprobs) is not None
+        }
+        prompts = {
+            item.sequence.request_id: [self._prompt_score(item)] * len(item.scored)
+            for item in batch.scheduled
+            if item.scored
+        }
+        return StepScores(outputs, prompts) if outputs or prompts else None
+
+    def _prompt_score(self, scheduled: ScheduledSequence) -> TokenScore:
+        num_top = scheduled.sequence.sampling.prompt_logprobs or 0
+        top = tuple([(token, self._prompt_logprob) for token in range(num_top)])
+        return TokenScore(self._prompt_logprob, 1, top)
 
     def _recite(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
         """The next token, and one more for each draft that recites correctly."""
@@ -91,10 +117,18 @@ class ScriptedRunner:
 class ScriptedStep:
     """A `PendingStep` that ends at a given time, or as badly as its number says."""
 
-    def __init__(self, options: ScriptedOptions, number: int, results: Seq[Seq[int]], ends_s: float) -> None:
+    def __init__(
+        self,
+        options: ScriptedOptions,
+        number: int,
+        results: Seq[Seq[int]],
+        scores: StepScores | None,
+        ends_s: float,
+    ) -> None:
         self._options = options
         self._number = number
         self._results = results
+        self._scores = scores
         self._ends_s = ends_s
 
     def tokens(self) -> Seq[Seq[int]]:
@@ -108,6 +142,10 @@ class ScriptedStep:
         if self._ends_s:
             time.sleep(max(0.0, self._ends_s - time.monotonic()))
         return self._results
+
+    def scores(self) -> StepScores | None:
+        """See `PendingStep.scores`."""
+        return self._scores
 
 
 def build_scripted_engine(
@@ -134,7 +172,8 @@ def build_scripted_engine(
         kv_cache_tokens=num_blocks(spec) * BLOCK_SIZE,
         vocab_size=int(config["vocab_size"]),
     )
-    return TextEngine(scheduler, ScriptedRunner(options, eos_token_id), facts.vocab_size), facts
+    runner = ScriptedRunner(options, eos_token_id, facts.vocab_size)
+    return TextEngine(scheduler, runner, facts.vocab_size), facts
 
 
 def _pretend_to_load(options: ScriptedOptions, on_progress: Callable[[str, float | None], None]) -> None:

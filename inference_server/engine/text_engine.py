@@ -14,6 +14,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from inference_server.engine.contract import StepRunner
+from inference_server.engine.scoring import with_scores
 from inference_server.errors import InvalidRequest
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
@@ -120,6 +121,9 @@ class TextEngine:
         seconds = self._duration(step)
         failures = self._drop_invalid(step.batch, sampled)
         deltas = self._scheduler.commit(step.batch, sampled)
+        scores = step.pending.scores()
+        if scores is not None:
+            deltas = with_scores(deltas, scores)
         self._scheduler.observe(step.batch, seconds)
         return StepOutcome(tuple(deltas), failures, self._stats(step.batch, seconds))
 
