@@ -79,8 +79,8 @@ class Templates:
 
 def _encoded(template: PromptTemplate, prompt: ChatPrompt | TextPrompt) -> tuple[int, ...]:
     if isinstance(prompt, TextPrompt):
-        return tuple(template.encode_text(prompt.text))
-    return tuple(template.encode_chat(prompt.messages, add_generation_prompt=prompt.add_generation_prompt))
+        return tuple(template.encode_text(prompt.text, add_special_tokens=prompt.add_special_tokens))
+    return tuple(template.encode_chat(prompt))
 
 
 def _num_chars(prompt: ChatPrompt | TextPrompt) -> int:
