@@ -1,7 +1,8 @@
 """Composition root: builds every object once, hands each what it needs, and runs the server's life.
 
 Life: listen at once → preload → serve → on SIGTERM or Ctrl-C stop taking requests, let the running ones
-finish within `shutdown_timeout`, end every worker, exit. A second signal ends everything at once.
+finish within `shutdown_timeout`, end every worker, exit. A second signal ends everything at once. SIGHUP
+re-reads models.yaml.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -26,15 +28,18 @@ from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
 from inference_server.generation.service import GenerationService
-from inference_server.model_manager.lifecycle import prepare_message
+from inference_server.model_manager.arrival import prepare_message
+from inference_server.model_manager.load_times import LoadTimes
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import is_scripted
+from inference_server.model_manager.reload import Reloader
 from inference_server.telemetry.logs import setup_logging
 from inference_server.telemetry.metrics import Metrics
 from inference_server.worker.launcher import ForkServer, ForkServerLauncher
 from inference_server.worker.protocol import Progress
 
 BACKLOG = 2048
+LOAD_TIMES_FILE = "load-times.json"  # in the cache folder
 DISPLAY_INTERVAL_S = 0.1
 logger = logging.getLogger(__name__)
 
@@ -42,17 +47,18 @@ logger = logging.getLogger(__name__)
 ProgressDisplay = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
 
 
-def serve(settings: Settings, catalog: Catalog, display: ProgressDisplay) -> int:
+def serve(settings: Settings, catalog: Catalog, display: ProgressDisplay, read: Callable[[], Catalog]) -> int:
     """Serve until a signal ends it; returns the process's exit status.
 
-    `display` shows how far the preloads have come, while it is entered.
+    `display` shows how far the preloads have come, while it is entered. `read` gives the catalog as the
+    configuration says at that moment.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
     setup_logging(settings.log_level, json_lines=settings.log_json)
     with _listen(settings) as sock:
-        return uvloop.run(_run(settings, catalog, sock, display))
+        return uvloop.run(_run(settings, catalog, sock, display, read))
 
 
 def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], None]) -> int:
@@ -73,18 +79,31 @@ def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], 
     return 0
 
 
-async def _run(settings: Settings, catalog: Catalog, sock: socket.socket, display: ProgressDisplay) -> int:
+async def _run(
+    settings: Settings,
+    catalog: Catalog,
+    sock: socket.socket,
+    display: ProgressDisplay,
+    read: Callable[[], Catalog],
+) -> int:
     fork_server = ForkServer(preload_torch=any(_needs_torch(spec) for spec in catalog.models.values()))
     fork_server.start()  # its imports take seconds and go on while we set up
     metrics = Metrics(catalog.models)
-    manager = ModelManager(catalog, settings, _launcher(fork_server, settings), observer=metrics)
+    manager = ModelManager(
+        catalog,
+        settings,
+        _launcher(fork_server, settings),
+        observer=metrics,
+        load_times=LoadTimes(Path(settings.cache_dir) / LOAD_TIMES_FILE),
+    )
     service = GenerationService(manager, settings, metrics)
+    reloader = Reloader(read, manager.reload)
     application = build_application(
-        catalog=catalog, settings=settings, manager=manager, service=service, metrics=metrics
+        settings=settings, manager=manager, service=service, metrics=metrics, reload=reloader.reload
     )
     http = _HttpServer(application, settings)
     stop = asyncio.Event()
-    with _signals(stop):
+    with _signals(stop), _reloading_on_hangup(reloader):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
             return await _live(settings, sock, manager, service, stop, display)
@@ -171,6 +190,32 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _reloading_on_hangup(reloader: Reloader) -> Iterator[None]:
+    """SIGHUP re-reads the configuration; one that is wrong is logged, and the old one stays."""
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        try:
+            await reloader.reload()
+        except ConfigError as error:
+            logger.error("the configuration is not reloaded, the old one stays: %s", error.message)
+
+    def received() -> None:
+        task = loop.create_task(reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, received)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in reloads:
+            task.cancel()
 
 
 def _listen(settings: Settings) -> socket.socket:

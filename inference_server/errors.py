@@ -10,12 +10,15 @@
     ├── Denied                    who asks
     │   ├── Unauthenticated
     │   └── Forbidden
+    ├── Conflict                  what a model is now does not allow it
+    │   └── SleepUnsupported
     ├── OverLimit                 the same request may succeed later
     │   ├── QueueFull
     │   ├── RateLimited
     │   └── QuotaExceeded
     ├── Unavailable               the model or the server cannot serve now
     │   ├── ModelLoadFailed
+    │   ├── ModelLoading          not in memory yet when the request's deadline passed
     │   ├── InsufficientMemory
     │   └── ShuttingDown
     ├── DeadlineExceeded
@@ -104,6 +107,18 @@ class Forbidden(Denied):
     code = "forbidden"
 
 
+class Conflict(HelixFlowError):  # noqa: N818
+    """What a model is, or is doing now, does not allow this."""
+
+    code = "conflict"
+
+
+class SleepUnsupported(Conflict):
+    """The model cannot sleep, or cannot now; the message says why. It goes on as it was."""
+
+    code = "sleep_unsupported"
+
+
 class OverLimit(HelixFlowError):  # noqa: N818
     """A limit was reached; nothing was started."""
 
@@ -138,6 +153,12 @@ class ModelLoadFailed(Unavailable):
     """The model could not be loaded; other models are unaffected."""
 
     code = "model_load_failed"
+
+
+class ModelLoading(Unavailable):
+    """The model was still being brought into memory when the request's deadline passed."""
+
+    code = "model_loading"
 
 
 class InsufficientMemory(Unavailable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,19 +12,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference_server.api.context import ApiContext
+from inference_server.api.context import ApiContext, Reload
 from inference_server.api.disconnect import ClientDisconnected
 from inference_server.api.errors import envelope, error_response
 from inference_server.api.middleware.access import AccessMiddleware
 from inference_server.api.middleware.observation import ObservationMiddleware
-from inference_server.api.routes import admin, health, models
+from inference_server.api.replica_load import replica_load
+from inference_server.api.routes import admin, health, metrics, model_events, models, ollama
 from inference_server.api.routes.chat import chat_completions
 from inference_server.api.routes.completions import completions
-from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
 from inference_server.errors import HelixFlowError
 from inference_server.generation.service import GenerationService
 from inference_server.model_manager.manager import ModelManager
+from inference_server.telemetry.endpoint_picker import EndpointPickerPage, ReplicaLoad
 from inference_server.telemetry.metrics import Metrics
 
 _ROUTING_ERRORS = {
@@ -34,13 +36,18 @@ _ROUTING_ERRORS = {
 
 def build_application(
     *,
-    catalog: Catalog,
     settings: Settings,
     manager: ModelManager,
     service: GenerationService,
     metrics: Metrics,
+    reload: Reload,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Starlette:
-    """The whole HTTP surface over the given objects."""
+    """The whole HTTP surface over the given objects. `clock` gives monotonic seconds."""
+
+    def measure() -> ReplicaLoad:
+        return replica_load(manager.snapshot(), manager.device_usage(), service.num_requests)
+
     routes = _routes()
     paths = {route.path for route in routes}
     application = Starlette(
@@ -49,7 +56,8 @@ def build_application(
             Middleware(ObservationMiddleware, metrics=metrics, paths=paths, root_path=settings.root_path),
             Middleware(
                 AccessMiddleware,
-                api_keys=[settings.api_key] if settings.api_key else [],
+                api_key=settings.api_key,
+                inference_api_key=settings.inference_api_key,
                 bound_host=settings.host,
                 root_path=settings.root_path,
             ),
@@ -64,11 +72,12 @@ def build_application(
     )
     application.router.redirect_slashes = False
     application.state.context = ApiContext(
-        catalog=catalog,
         settings=settings,
         manager=manager,
         service=service,
         metrics=metrics,
+        reload=reload,
+        picker_page=EndpointPickerPage(measure, clock=clock, wall_clock=time.time),
         created=int(time.time()),
     )
     return application
@@ -85,11 +94,17 @@ def _routes() -> list[Route]:
         Route("/readyz", health.ready),
         Route("/health", health.ready),
         Route("/health/startup", health.startup),
-        Route("/metrics", health.metrics),
+        Route("/metrics", metrics.page),
+        Route("/metrics/epp", metrics.endpoint_picker_page),
         Route("/version", health.version),
         Route("/models", admin.list_lifecycle),
+        Route("/models/sse", model_events.model_events),
         Route("/models/load", admin.load_model, methods=["POST"]),
         Route("/models/unload", admin.unload_model, methods=["POST"]),
+        Route("/models/sleep", admin.sleep_model, methods=["POST"]),
+        Route("/models/wake", admin.wake_model, methods=["POST"]),
+        Route("/models/reload", admin.reload_models, methods=["POST"]),
+        Route("/api/ps", ollama.running_models),
     ]
 
 

@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from inference_server.api.keep_alive import lent_keep_alive, parse_keep_alive
+from inference_server.api.middleware.access import may_administer
 from inference_server.api.schemas.answers import Frame
-from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
 from inference_server.errors import InvalidRequest
 from inference_server.generation.requests import TextRequest
 from inference_server.generation.service import Generation, GenerationService
 from inference_server.model_manager.manager import ModelManager
+from inference_server.model_manager.reload import ReloadReport
+from inference_server.telemetry.endpoint_picker import EndpointPickerPage
 from inference_server.telemetry.metrics import Metrics
 
 MAX_TIMEOUT_S = 86400.0
+Reload = Callable[[], Awaitable[ReloadReport]]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """The objects behind the API. `created` is the server's start, in seconds since the epoch."""
+    """The objects behind the API. `created` is the server's start, in seconds since the epoch.
 
-    catalog: Catalog
+    `reload` reads the configuration again; it raises ConfigError if that is wrong.
+    """
+
     settings: Settings
     manager: ModelManager
     service: GenerationService
     metrics: Metrics
+    reload: Reload
+    picker_page: EndpointPickerPage
     created: int
 
     def resolve(self, model: str) -> str:
         """The configured name behind a name or alias. Raises UnknownModel."""
-        return self.catalog.resolve(model).name
+        return self.manager.catalog.resolve(model).name
 
 
 def context_of(request: Request) -> ApiContext:
@@ -72,3 +81,16 @@ def timeout_of(request: Request, field: float | None) -> float | None:
             "x-request-timeout must be a number of seconds above 0", param="x-request-timeout"
         )
     return seconds
+
+
+def keep_alive_of(request: Request, field: float | str | None, model: str) -> float | None:
+    """How long the model is to stay after the request: seconds, below 0 for ever, None as its entry says.
+
+    Raises:
+        InvalidRequest: `field` is no duration.
+        UnknownModel: no such model.
+    """
+    wanted_s = parse_keep_alive(field)
+    if wanted_s is None or may_administer(request.scope):
+        return wanted_s
+    return lent_keep_alive(wanted_s, context_of(request).manager.status(model).spec.keep_alive_s)

@@ -50,7 +50,9 @@ def measure(target: Target, load: LoadOptions, on_done: Callable[[], None] = lam
 
 async def _measure(target: Target, load: LoadOptions, on_done: Callable[[], None]) -> Measurement:
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None if load.reuse_connections else 0)
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=None if load.reuse_connections else 0
+    )
     async with httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=limits) as http:
         client, notes = await negotiate(http, target.base_url, target.model, load)
         workload = make_workload(

@@ -41,7 +41,8 @@ def add_arguments(parser: VerbParser) -> None:
 
 def run(args: Namespace, terminal: Terminal) -> int:
     """Serves; returns when the server has ended."""
-    configuration = read_configuration(flags_of(args), terminal)
+    flags = flags_of(args)
+    configuration = read_configuration(flags, terminal)
     if not configuration.catalog.models:
         raise ConfigError(
             "no model to serve: name one (helixflow serve org/name), or list some in ./models.yaml "
@@ -49,4 +50,9 @@ def run(args: Namespace, terminal: Terminal) -> int:
         )
     from inference_server.app import serve
 
-    return serve(configuration.settings, configuration.catalog, lambda: progress_display(terminal))
+    return serve(
+        configuration.settings,
+        configuration.catalog,
+        lambda: progress_display(terminal),
+        lambda: read_configuration(flags, terminal).catalog,
+    )

@@ -62,6 +62,12 @@ _LISTENING = (
         "key that clients must send; safer in HELIXFLOW_API_KEY than on the command line",
         secret=True,
     ),
+    Key(
+        "inference_api_key",
+        kinds.text("KEY", r"[!-~]+", "printable characters without blanks"),
+        "a second key that may ask models, but not load, unload or reload them",
+        secret=True,
+    ),
     Key("insecure_no_auth", _BOOL, "allow an address that other machines can reach without any API key"),
     Key("ssl_keyfile", _FILE, "TLS private key (PEM)"),
     Key("ssl_certfile", _FILE, "TLS certificate chain (PEM)"),
@@ -113,6 +119,28 @@ _MEMORY = (
         "the same setting is `memory.host`; write it there",
     ),
 )
+_SWAPPING = (
+    Key(
+        "eviction_policy",
+        kinds.choice("cost", "lru"),
+        "which idle model makes room: cost (idle time x bytes freed / seconds to reload) or lru",
+    ),
+    Key(
+        "collate",
+        _BOOL,
+        "serve all that ask for a model before the next one takes its place; false: in order of arrival",
+    ),
+    Key(
+        "min_residency",
+        kinds.duration(zero=True),
+        "a model that was just loaded keeps its memory this long; no effect without collate",
+    ),
+    Key(
+        "max_swap_wait",
+        kinds.duration(zero=True),
+        "who waits longer for a model gets its turn though others are in use; no effect without collate",
+    ),
+)
 _LIMITS = (
     Key("max_body_bytes", kinds.size(1024), "largest request body"),
     Key("request_timeout", kinds.duration(), "a request that takes longer gets a 504"),
@@ -142,6 +170,7 @@ def _settings() -> Mapping[str, Setting]:
         *(Setting(key, "Listening and access") for key in _LISTENING),
         *(Setting(key, "Batching and queues") for key in _BATCHING),
         *(Setting(key, "Memory", instead) for key, instead in _MEMORY),
+        *(Setting(key, "Swapping") for key in _SWAPPING),
         *(Setting(key, "Limits") for key in _LIMITS),
         *(Setting(key, "Operation") for key in _OPERATION),
     ]

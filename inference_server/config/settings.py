@@ -46,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
+    inference_api_key: str | None = None
     insecure_no_auth: bool = False
     root_path: str = ""
     ssl_keyfile: str | None = None
@@ -65,6 +66,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefill_slowdown: float = 2.5
     gpu_memory_utilization: float | None = None
     host_memory: int | None = None
+    eviction_policy: str = "cost"
+    collate: bool = True
+    min_residency: float = 2.0
+    max_swap_wait: float = 10.0
     cache_dir: str = msgspec.field(default_factory=default_cache_dir)
     max_body_bytes: int = 2 * 1024 * 1024
     request_timeout: float = 600.0
@@ -197,6 +202,14 @@ def _check_access(settings: Settings, origins: Mapping[str, str], problems: Prob
         problems.add(
             origins["insecure_no_auth"],
             f"contradicts the API key from {origins['api_key']}; remove one of the two",
+        )
+    if settings.inference_api_key is not None and settings.inference_api_key == settings.api_key:
+        problems.add(origins["inference_api_key"], "is the same as the API key; give it another value")
+    if settings.inference_api_key is not None and settings.api_key is None:
+        problems.add(
+            origins["inference_api_key"],
+            "inference_api_key is of no use alone: without an API key everybody may do everything; "
+            "set HELIXFLOW_API_KEY too",
         )
     if settings.api_key is None and not settings.insecure_no_auth and not is_loopback(settings.host):
         problems.add(

@@ -72,7 +72,8 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     With `best_of`, so many are generated for each prompt and the likeliest `num_answers` are given. `echo`
     puts the prompt before each answer; with `echo_only` nothing comes after it. `include_stop`: what ended an
     answer is part of it. `timeout_s` is counted from the moment the service takes the request; it can only
-    shorten the server's.
+    shorten the server's. `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as
+    its entry says.
     """
 
     request_id: str
@@ -89,6 +90,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    keep_alive_s: float | None = None
 
     @property
     def num_candidates(self) -> int:

@@ -119,7 +119,7 @@ class GenerationService:
             max_queued=settings.max_num_queued_reqs,
             max_queued_total=settings.max_queued_total,
         )
-        self._draining = False
+        self.draining = asyncio.Event()  # set when new requests are refused
 
     @property
     def num_requests(self) -> int:
@@ -133,11 +133,11 @@ class GenerationService:
     @property
     def is_draining(self) -> bool:
         """Whether new requests are refused."""
-        return self._draining
+        return self.draining.is_set()
 
     def shut_down(self) -> None:
         """Refuse new requests from now on."""
-        self._draining = True
+        self.draining.set()
 
     @asynccontextmanager
     async def open(
@@ -183,7 +183,12 @@ class GenerationService:
         deadline_s = self._clock() + timeout_s
         plan = status.plan
         encoded = None if plan is None else await self._encode(request, status.spec, plan)
-        acquiring = self._manager.acquire(status.name, deadline_s=deadline_s, on_progress=on_progress)
+        acquiring = self._manager.acquire(
+            status.name,
+            deadline_s=deadline_s,
+            on_progress=on_progress,
+            keep_alive_s=request.keep_alive_s,
+        )
         async with acquiring as lease, _deadline(deadline_s - self._clock(), timeout_s):
             if encoded is None or lease.plan is not plan:
                 encoded = await self._encode(request, lease.spec, lease.plan)
@@ -210,7 +215,7 @@ class GenerationService:
         return _Encoded(template, tuple(prompts))
 
     def _refuse_if_draining(self) -> None:
-        if self._draining:
+        if self.is_draining:
             raise ShuttingDown(
                 "the server is shutting down; send the request to another one", retry_after_s=5
             )

@@ -1,19 +1,24 @@
-"""Who gets memory next: a pure decision about one applicant, and the first-come-first-served line of them.
-
-Owner of the line: the manager (event loop). It grants reservations and asks for evictions; it stops no worker
-itself and knows nothing of loads.
-"""
+"""Who gets memory next: a pure decision about one applicant. The line in which they wait is `line.py`."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from inference_server.config.units import format_bytes
 from inference_server.errors import InsufficientMemory
-from inference_server.model_manager.budget import MemoryBudget
 from inference_server.model_manager.eviction import Hold, Resident, choose_victims
+from inference_server.model_manager.swapping import SwapRules
+from inference_server.model_manager.warm_tier import Victim, choose_sleepers
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a model needs per device beyond what it has, and since when somebody waits for it (seconds)."""
+
+    needed: Mapping[str, int]
+    since_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +28,17 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """They will be, once these models have left."""
+    """They will be, once these models have left. Those in use finish what they have begun."""
 
-    victims: tuple[str, ...]
+    victims: tuple[Victim, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """They may be, once a model has left or its leases have ended."""
+    """They may be, once a model has left, its leases have ended, or the time is `until_s`."""
 
     is_leaving: bool  # enough is already on its way back
+    until_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +54,57 @@ Decision = Grant | Evict | Wait | Refuse
 
 
 def decide(
-    needed: Mapping[str, int], available: Mapping[str, int], residents: Sequence[Resident]
+    claim: Claim,
+    available: Mapping[str, int],
+    residents: Sequence[Resident],
+    rules: SwapRules,
+    now_s: float,
 ) -> Decision:
-    """What to do for a model that needs `needed` bytes per device while `available` are there."""
-    missing = _missing(needed, available)
+    """What to do for `claim` while `available` bytes are there. `residents` are all other models."""
+    missing = _missing(claim.needed, available)
     if not missing:
         return Grant()
     leaving = [resident for resident in residents if resident.hold is Hold.LEAVING]
-    missing = {device: num - _held(leaving, device) for device, num in missing.items()}
-    missing = {device: num for device, num in missing.items() if num > 0}
+    missing = _less(missing, leaving)
     if not missing:
         return Wait(is_leaving=True)
-    victims = choose_victims(residents, missing)
+    settled = [r for r in residents if r.is_settled and not _is_wanted_before(r, claim, rules)]
+    free_to_go = [resident for resident in settled if resident.protected_until_s <= now_s]
+    idle = [resident for resident in free_to_go if not resident.num_leases]
+    victims = choose_victims(idle, missing, policy=rules.policy, now_s=now_s)
+    if victims is None and now_s >= claim.since_s + rules.max_swap_wait_s:
+        missing = _less(missing, (r for r in residents if r.hold is Hold.DRAINING))
+        if missing:
+            victims = choose_victims(free_to_go, missing, policy=rules.policy, now_s=now_s)
     if victims is not None:
-        return Evict(victims)
-    movable = [r for r in residents if not r.pinned and r.hold is not Hold.LEAVING]
-    for device, num_bytes in missing.items():
-        lacking = num_bytes - _held(movable, device)
-        if lacking > 0:
-            return Refuse(device, needed[device], max(0, needed[device] - lacking))
-    return Wait(is_leaving=False)
+        return Evict(choose_sleepers(victims, residents, _spare(claim.needed, available, leaving)))
+    return _refusal(claim.needed, available, residents) or Wait(
+        is_leaving=False, until_s=_next_chance_s(claim, settled, rules, now_s)
+    )
+
+
+def _is_wanted_before(resident: Resident, claim: Claim, rules: SwapRules) -> bool:
+    """Whether somebody who waits for a resident is to be served before the claim.
+
+    In memory it serves them all before it makes way; in order of arrival, only who came earlier.
+    """
+    waiting_s = resident.oldest_wait_s
+    return waiting_s is not None and (rules.collate or waiting_s <= claim.since_s)
+
+
+def _refusal(
+    needed: Mapping[str, int], available: Mapping[str, int], residents: Sequence[Resident]
+) -> Refuse | None:
+    lacking = _less(_missing(needed, available), (r for r in residents if not r.pinned))
+    for device, num_bytes in lacking.items():
+        return Refuse(device, needed[device], max(0, needed[device] - num_bytes))
+    return None
+
+
+def _next_chance_s(claim: Claim, settled: Iterable[Resident], rules: SwapRules, now_s: float) -> float:
+    """When the passing of time alone may change the decision."""
+    times = [claim.since_s + rules.max_swap_wait_s, *(resident.protected_until_s for resident in settled)]
+    return min((time_s for time_s in times if time_s > now_s), default=math.inf)
 
 
 def _missing(needed: Mapping[str, int], available: Mapping[str, int]) -> dict[str, int]:
@@ -78,121 +115,24 @@ def _missing(needed: Mapping[str, int], available: Mapping[str, int]) -> dict[st
     }
 
 
-def _held(residents: Sequence[Resident], device: str) -> int:
-    return sum(resident.bytes_by_device.get(device, 0) for resident in residents)
+def _less(missing: Mapping[str, int], residents: Iterable[Resident]) -> dict[str, int]:
+    """What is still missing when these have given their bytes back."""
+    left = dict(missing)
+    for resident in residents:
+        for device in missing:
+            left[device] -= resident.bytes_by_device.get(device, 0)
+    return {device: num_bytes for device, num_bytes in left.items() if num_bytes > 0}
 
 
-class Withdrawn(Exception):  # noqa: N818 - an outcome, not a fault
-    """Nobody wants the model any more, and memory for it was not to be had."""
-
-
-@dataclass(eq=False, slots=True)
-class _Applicant:
-    model: str
-    needed: Mapping[str, int]
-    is_wanted: Callable[[], bool]
-    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-
-class MemoryLine:
-    """First come, first served, per device: an applicant is passed only by those who share no device with it.
-
-    `available` gives the bytes per device that may be reserved right now; `residents` who holds what;
-    `evict` starts the departure of a model and returns at once. `serve` must be called whenever any of that
-    changes.
-    """
-
-    def __init__(
-        self,
-        budget: MemoryBudget,
-        *,
-        available: Callable[[], Mapping[str, int]],
-        residents: Callable[[], Sequence[Resident]],
-        evict: Callable[[str], None],
-    ) -> None:
-        self._budget = budget
-        self._available = available
-        self._residents = residents
-        self._evict = evict
-        self._line: list[_Applicant] = []
-        self._is_serving = False
-
-    def __len__(self) -> int:
-        return len(self._line)
-
-    def is_waiting(self, model: str) -> bool:
-        """Whether `model` stands in the line."""
-        return any(applicant.model == model for applicant in self._line)
-
-    async def reserve(self, model: str, needed: Mapping[str, int], is_wanted: Callable[[], bool]) -> None:
-        """Wait in line until `needed` bytes are reserved for `model`; evicts for it what may be evicted.
-
-        Safe to cancel: either the reservation exists when this returns, or it does not exist at all.
-
-        Raises:
-            InsufficientMemory: the bytes can never be had, whoever leaves.
-            Withdrawn: they could not be had at once, and `is_wanted` says that nobody waits any more.
-        """
-        applicant = _Applicant(model, needed, is_wanted)
-        self._line.append(applicant)
-        self.serve()
-        try:
-            await applicant.granted
-        except asyncio.CancelledError:
-            self._leave(applicant)
-            raise
-
-    def _leave(self, applicant: _Applicant) -> None:
-        if applicant in self._line:
-            self._line.remove(applicant)
-        elif _was_granted(applicant):
-            self._budget.release(applicant.model)
-        self.serve()
-
-    def serve(self) -> None:
-        """Grant, evict or refuse, for everybody in the line whose turn it is."""
-        if not self._line or self._is_serving:
-            return
-        self._is_serving = True  # evicting changes states, which calls back
-        try:
-            self._serve()
-        finally:
-            self._is_serving = False
-
-    def _serve(self) -> None:
-        taken: set[str] = set()  # devices on which somebody earlier is still waiting
-        for applicant in tuple(self._line):
-            if taken.isdisjoint(applicant.needed) and self._settle(applicant):
-                self._line.remove(applicant)
-            else:
-                taken.update(applicant.needed)
-
-    def _settle(self, applicant: _Applicant) -> bool:
-        """Whether the applicant's wait is over."""
-        if applicant.granted.done():  # cancelled; it is about to leave by itself
-            return True
-        match decide(applicant.needed, self._available(), self._residents()):
-            case Grant():
-                self._budget.reserve(applicant.model, applicant.needed)
-                applicant.granted.set_result(None)
-                return True
-            case Evict(victims):
-                for victim in victims:
-                    self._evict(victim)
-            case Refuse() as refusal:
-                applicant.granted.set_exception(refused(applicant.model, refusal))
-                return True
-            case Wait(is_leaving=False) if not applicant.is_wanted():
-                applicant.granted.set_exception(Withdrawn)
-                return True
-            case Wait():
-                pass
-        return False
-
-
-def _was_granted(applicant: _Applicant) -> bool:
-    future = applicant.granted
-    return future.done() and not future.cancelled() and future.exception() is None
+def _spare(
+    needed: Mapping[str, int], available: Mapping[str, int], leaving: Iterable[Resident]
+) -> dict[str, int]:
+    """Per device, what would be left over beside the need; negative where it is missing."""
+    spare = {device: available.get(device, 0) for device in {*available, *needed}}
+    for resident in leaving:
+        for device, num_bytes in resident.bytes_by_device.items():
+            spare[device] = spare.get(device, 0) + num_bytes
+    return {device: num_bytes - needed.get(device, 0) for device, num_bytes in spare.items()}
 
 
 def refused(model: str, refusal: Refuse) -> InsufficientMemory:

@@ -79,6 +79,20 @@ class MemoryBudget:
                 raise InternalError(f"{num_bytes} bytes on {device} are beyond the memory budget")
         self._reserved[model] = dict(bytes_by_device)
 
+    def resize(self, model: str, bytes_by_device: Mapping[str, int]) -> None:
+        """Change what `model` has reserved to these bytes; one without a reservation gets its first.
+
+        Raises:
+            InternalError: more than the budget has left.
+        """
+        before = self._reserved.pop(model, None)
+        try:
+            self.reserve(model, bytes_by_device)
+        except InternalError:
+            if before is not None:
+                self._reserved[model] = before
+            raise
+
     def release(self, model: str) -> None:
         """Give the bytes of `model` back.
 

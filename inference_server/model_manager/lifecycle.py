@@ -1,41 +1,40 @@
-"""Moves models through their states: fetch → plan → reserve → launch, and back out again.
+"""Moves models through their states: puts together who brings them in, takes them out and leases them.
 
 Owner of every record, of the budget and of the tasks that load and stop models; all on the event loop, no
-locks. A load belongs to this object and not to who asked for it. Who waits, and how long, is `manager.py`.
+locks. Who waits, and how long, is `manager.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from inference_server import errors
 from inference_server.config.catalog import ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.config.units import format_bytes
-from inference_server.model_manager.admission import MemoryLine, Withdrawn
+from inference_server.model_manager.arrival import Arrivals, Planner
 from inference_server.model_manager.budget import MemoryBudget
-from inference_server.model_manager.devices import HOST, DeviceProbe, resident_bytes
-from inference_server.model_manager.eviction import Hold, Resident
+from inference_server.model_manager.departure import Departures
+from inference_server.model_manager.devices import DeviceProbe
+from inference_server.model_manager.keep_alive import KeepAlive
 from inference_server.model_manager.lease import Lease
-from inference_server.model_manager.observer import ManagerObserver
-from inference_server.model_manager.plan import ModelPlan
-from inference_server.model_manager.record import Failure, ModelRecord, Residency
-from inference_server.model_manager.states import ModelState, check_transition
-from inference_server.worker.handle import Worker
+from inference_server.model_manager.line import MemoryLine
+from inference_server.model_manager.load_times import LoadTimes
+from inference_server.model_manager.memory_view import MemoryView
+from inference_server.model_manager.observer import EvictionReason, ManagerObserver
+from inference_server.model_manager.record import ModelRecord, Residency
+from inference_server.model_manager.states import ModelState
+from inference_server.model_manager.swapping import rules_of
+from inference_server.model_manager.table import ModelTable
+from inference_server.model_manager.waiting_time import time_to_ready_s
 from inference_server.worker.launcher import WorkerLauncher
-from inference_server.worker.protocol import Prepare, Progress
-
-Planner = Callable[[ModelSpec, Path, Mapping[str, int]], Awaitable[ModelPlan]]
-UNDER_WAY = frozenset({ModelState.FETCHING, ModelState.LOADING})
-logger = logging.getLogger(__name__)
 
 
 class Lifecycle:
-    """The states of all models, and the only place that changes them."""
+    """The states of all models. See `ModelManager` for the arguments."""
 
     def __init__(
         self,
@@ -48,278 +47,181 @@ class Lifecycle:
         planner: Planner,
         clock: Callable[[], float],
         observer: ManagerObserver,
-        process_bytes: Callable[[int], int] = resident_bytes,
+        process_bytes: Callable[[int], int],
+        load_times: LoadTimes,
     ) -> None:
-        self.records = {spec.name: ModelRecord(spec) for spec in specs}
-        self.budget = budget
-        self._settings = settings
-        self._launcher = launcher
-        self._devices = devices
-        self._planner = planner
-        self._clock = clock
-        self._observer = observer
-        self._process_bytes = process_bytes
-        self.line = MemoryLine(
-            budget, available=self._available_bytes, residents=self._residents, evict=self._evict
+        rules = rules_of(settings)
+        self.table = ModelTable(specs, budget=budget, clock=clock, observer=observer)
+        self._view = MemoryView(
+            self.table,
+            devices=devices,
+            process_bytes=process_bytes,
+            load_times=load_times,
+            min_residency_s=rules.min_residency_s,
         )
+        self.line = MemoryLine(
+            budget,
+            available=self._view.available_bytes,
+            residents=self._view.residents,
+            evict=lambda victims: self._departures.evict(victims),
+            rules=rules,
+            clock=clock,
+            changed=self.table.ring,
+        )
+        self.keep_alive = KeepAlive(clock, self._expire)
+        self._departures = Departures(
+            self.table, self._view, serve=self.line.serve, settled=self.keep_alive.watch
+        )
+        self.arrivals = Arrivals(
+            self.table,
+            self._view,
+            self.line,
+            self._departures,
+            launcher=launcher,
+            planner=planner,
+            settings=settings,
+            load_times=load_times,
+            settled=self.keep_alive.watch,
+        )
+        self._load_times = load_times
+        self._clock = clock
 
     # ------------------------------------------------------------ leases
 
-    def try_lease(self, record: ModelRecord) -> Lease | None:
-        """A lease, if the model is ready."""
+    def try_lease(self, record: ModelRecord, arrived_s: float, keep_alive_s: float | None) -> Lease | None:
+        """A lease, if the model is ready and it is the turn of who came at `arrived_s`."""
         residency = record.residency
         if record.state is not ModelState.READY or residency is None or residency.worker.closed.done():
             return None
+        if not self.line.rules.collate and self._comes_after(record, arrived_s):
+            return None
         residency.open_lease(self._clock())
-        on_release = functools.partial(self._release, residency)
+        self.keep_alive.watch(record)
+        on_release = functools.partial(self._release, record, residency, keep_alive_s)
         return Lease(record.spec, residency.worker, residency.plan, on_release)
 
-    def _release(self, residency: Residency) -> None:
-        residency.close_lease(self._clock())
-        self.line.serve()
+    def _comes_after(self, record: ModelRecord, arrived_s: float) -> bool:
+        """Whether a request for a model in memory must let an earlier one for another model go first.
 
-    # ------------------------------------------------------------ in
-
-    def ensure_loading(self, record: ModelRecord) -> asyncio.Task[errors.HelixFlowError | None]:
-        """The load of `record`: the one under way, or a new one.
-
-        Its result is None or the error; None also when the load was withdrawn because nobody waited. It is
-        cancelled only by `cancel_load`.
+        That is so in order of arrival, and if that one needs bytes where this model could give some.
         """
-        if record.load is None:
-            record.load = asyncio.create_task(self._load(record), name=f"load {record.spec.name}")
-            record.load.add_done_callback(functools.partial(self._load_ended, record))
-            self._move(record, ModelState.FETCHING)
-        return record.load
-
-    def cancel_load(self, record: ModelRecord) -> asyncio.Task[errors.HelixFlowError | None] | None:
-        """Stop a load under way; the returned task ends when its process is gone."""
-        if record.load is not None and not record.load.cancelling():
-            record.load.cancel()  # once: a second time would cut the wait for the process short
-        return record.load
-
-    async def _load(self, record: ModelRecord) -> errors.HelixFlowError | None:
-        started_s = self._clock()
-        try:
-            await self._bring_up(record)
-        except Withdrawn:
-            return None  # `_load_ended` puts the record back
-        except errors.HelixFlowError as error:
-            return self._fail(record, _as_unavailable(record.spec.name, error), started_s)
-        except Exception:
-            logger.exception("loading %s failed in an unforeseen way", record.spec.name)
-            unforeseen = errors.ModelLoadFailed(f"{record.spec.name!r} could not be loaded: internal error")
-            return self._fail(record, unforeseen, started_s)
-        self._observer.on_load(record.spec.name, self._clock() - started_s, True)
-        return None
-
-    async def _bring_up(self, record: ModelRecord) -> None:
-        if record.folder is None:
-            prepared = await self._launcher.prepare(
-                prepare_message(record.spec, self._settings), record.report
-            )
-            record.folder = prepared.folder
-        self._move(record, ModelState.LOADING)
-        plan = await self._planner(record.spec, Path(record.folder), self._obtainable_bytes())
-        record.plan = plan
-        self._refuse_if_too_large(record.spec.name, plan)
-        record.report(Progress(stage="memory"))
-        await self.line.reserve(record.spec.name, plan.bytes_by_device, lambda: record.num_waiting > 0)
-        try:
-            worker = await self._launcher.launch(plan.load, record.report)
-        except BaseException:
-            self.budget.release(record.spec.name)  # the launcher has seen the process end
-            raise
-        self._become_ready(record, Residency(worker, plan, self._clock()))
-
-    def _become_ready(self, record: ModelRecord, residency: Residency) -> None:
-        record.residency = residency
-        record.failure = None
-        self._move(record, ModelState.READY)
-        residency.worker.on_step = functools.partial(self._observer.on_step, record.spec.name)
-        residency.worker.closed.add_done_callback(functools.partial(self._worker_closed, record, residency))
-        ready = residency.worker.ready
-        logger.info(
-            "%s is ready on %s (%s, loaded in %.1f s, %s reserved)",
-            record.spec.name,
-            ready.device,
-            ready.dtype,
-            ready.load_seconds,
-            format_bytes(sum(residency.plan.bytes_by_device.values())),
+        if record.spec.pinned:
+            return False
+        held = self.table.budget.reservation(record.spec.name).keys()
+        return any(
+            other.oldest_wait_s is not None
+            and other.oldest_wait_s < arrived_s
+            and other.plan is not None
+            and not held.isdisjoint(other.plan.bytes_by_device)
+            and self._is_to_be_served(other)
+            for other in self.table.records.values()
+            if other is not record
         )
 
-    def _fail(
-        self, record: ModelRecord, error: errors.HelixFlowError, started_s: float
-    ) -> errors.HelixFlowError:
-        now_s = self._clock()
-        num_before = record.failure.num_in_a_row if record.failure is not None else 0
-        record.failure = Failure(error=error, at_s=now_s, num_in_a_row=num_before + 1)
-        if not isinstance(error, errors.InsufficientMemory):
-            record.folder = None  # it may be what is wrong; the next try prepares it again
-        self._move(record, ModelState.FAILED)
-        self._observer.on_load(record.spec.name, now_s - started_s, False)
-        logger.warning("%s", error.message)
-        return error
+    def _is_to_be_served(self, record: ModelRecord) -> bool:
+        """Whether a model that is waited for stands in the line, or is about to."""
+        if record.state is ModelState.LOADING:
+            is_granted = bool(self.table.budget.reservation(record.spec.name))
+            return not is_granted or self.line.is_waiting(record.spec.name)
+        return record.state not in (ModelState.READY, ModelState.FAILED)
 
-    def _load_ended(self, record: ModelRecord, load: asyncio.Task[errors.HelixFlowError | None]) -> None:
-        record.load = None
-        if record.state in UNDER_WAY:  # cancelled (perhaps before its first step) or withdrawn
-            self._move(record, ModelState.UNLOADED)
-        if not load.cancelled() and (fault := load.exception()) is not None:
-            logger.error("the load of %s broke", record.spec.name, exc_info=fault)
+    def _release(self, record: ModelRecord, residency: Residency, keep_alive_s: float | None) -> None:
+        residency.close_lease(self._clock(), keep_alive_s)
+        if record.residency is residency:
+            self.keep_alive.watch(record)
         self.line.serve()
 
     # ------------------------------------------------------------ out
 
-    def begin_departure(self, record: ModelRecord) -> asyncio.Task[None] | None:
-        """Take no new leases, wait for the open ones, stop the worker. Returns the task that does it."""
-        residency = record.residency
-        if record.departure is None and record.state is ModelState.READY and residency is not None:
-            self._move(record, ModelState.DRAINING)
-            record.departure = asyncio.create_task(
-                self._depart(record, residency), name=f"unload {record.spec.name}"
+    def depart(self, record: ModelRecord, reason: EvictionReason) -> asyncio.Task[None] | None:
+        """Unload the model when its leases are over; the task that does it, None if it is not in memory."""
+        return self._departures.begin(record, reason)
+
+    def put_to_sleep(self, record: ModelRecord) -> asyncio.Task[None]:
+        """Let the model sleep when its leases are over.
+
+        Raises:
+            SleepUnsupported: it cannot, or it is not in memory.
+        """
+        name, residency = record.spec.name, record.residency
+        if record.state is not ModelState.READY or residency is None:
+            raise errors.SleepUnsupported(
+                f"{name!r} is {record.state}; only a loaded model can be put to sleep"
             )
-        return record.departure
+        if not residency.can_sleep:
+            why = residency.worker.ready.why_not_sleep or "its worker does not support it"
+            raise errors.SleepUnsupported(f"{name!r} cannot sleep: {why}")
+        departure = self._departures.begin(record, "request", sleeps=True)
+        if departure is None:
+            raise errors.InternalError(f"{name!r} is ready and cannot leave")
+        return departure
 
     def clear_failure(self, record: ModelRecord) -> None:
         """Forget a failed load."""
+        record.failure = None
         if record.state is ModelState.FAILED:
-            record.failure = None
-            self._move(record, ModelState.UNLOADED)
+            self.table.move(record, ModelState.UNLOADED)
 
-    async def _depart(self, record: ModelRecord, residency: Residency) -> None:
-        await residency.quiet.wait()
-        self.line.serve()  # its bytes now count as on their way back
-        await _stop_for_good(record.spec.name, residency.worker)
-        record.departure = None
-        self._vacate(record)
+    def _expire(self, record: ModelRecord) -> None:
+        self._departures.begin(record, "idle")
 
-    def _worker_closed(self, record: ModelRecord, residency: Residency, closed: asyncio.Future[str]) -> None:
-        residency.abandon()
-        if record.residency is residency and record.state is ModelState.READY:
-            logger.warning("the worker of %s ended by itself: %s", record.spec.name, closed.result())
-            self._observer.on_worker_died(record.spec.name)
-            self._vacate(record)
+    # ------------------------------------------------------------ configuration
 
-    def _vacate(self, record: ModelRecord) -> None:
-        """The worker process is gone: its bytes are free and the next request loads the model anew."""
-        record.residency = None
-        self.budget.release(record.spec.name)
-        self._move(record, ModelState.UNLOADED)
+    def retire(self, record: ModelRecord) -> None:
+        """The model is configured no more: it goes when its leases are over, and its record with it."""
+        record.is_retired = True
+        if record.state in (ModelState.UNLOADED, ModelState.FAILED):
+            del self.table.records[record.spec.name]
+            self.table.ring()
+        else:
+            self.arrivals.cancel(record, "was removed from the configuration while it was loading")
+            self._departures.begin(record, "removed")
+
+    def adopt(self, record: ModelRecord, spec: ModelSpec, *, reloads: bool) -> None:
+        """The model has a new entry. With `reloads` it leaves memory, and the next request loads it anew."""
+        record.spec = spec
+        record.is_retired = False
+        if reloads:
+            record.folder = record.plan = record.failure = None
+            self.arrivals.cancel(record)
+            self._departures.begin(record, "removed")
+        self.keep_alive.watch(record)
         self.line.serve()
 
-    def _evict(self, name: str) -> None:
-        logger.info("%s is evicted: its memory is needed", name)
-        self._observer.on_eviction(name, "memory")
-        self.begin_departure(self.records[name])
+    # ------------------------------------------------------------ waiting
 
-    # ------------------------------------------------------------ memory
-
-    def _refuse_if_too_large(self, name: str, plan: ModelPlan) -> None:
-        for device, needed in plan.bytes_by_device.items():
-            budget = self.budget.capacity_bytes.get(device, 0)
-            if needed > budget:
-                raise errors.InsufficientMemory(
-                    f"{name!r} needs {format_bytes(needed)} on {device}, more than the whole memory budget "
-                    f"of {format_bytes(budget)} there"
-                )
-
-    def _obtainable_bytes(self) -> dict[str, int]:
-        """What each device could give if everything but the pinned models left it."""
-        return {
-            device: capacity - sum(r.bytes_by_device.get(device, 0) for r in self._residents() if r.pinned)
-            for device, capacity in self.budget.capacity_bytes.items()
-        }
-
-    def _available_bytes(self) -> dict[str, int]:
-        """Per device, the smaller of what the budget has left and what is really free and not promised."""
-        free = {name: memory.free_bytes for name, memory in self._devices().items()}
-        for name, record in self.records.items():
-            for device, num_bytes in self._promised_bytes(name, record).items():
-                if device in free:
-                    free[device] -= num_bytes
-        return {
-            device: max(0, min(self.budget.unreserved_bytes(device), free.get(device, 0)))
-            for device in self.budget.capacity_bytes
-        }
-
-    def _promised_bytes(self, name: str, record: ModelRecord) -> dict[str, int]:
-        """Bytes that `name` has reserved and not touched yet: all of a load under way; of a ready worker
-        what the host has only promised it (a KV cache there takes pages as it fills)."""
-        reserved = self.budget.reservation(name)
-        if record.residency is None:
-            return dict(reserved)
-        used = self._process_bytes(record.residency.worker.pid)
-        return {HOST: max(0, reserved.get(HOST, 0) - used)}
-
-    def _residents(self) -> list[Resident]:
-        return [
-            Resident(
-                name=name,
-                bytes_by_device=self.budget.reservation(name),
-                last_used_s=record.residency.last_used_s if record.residency else self._clock(),
-                num_leases=record.num_waiting + (record.residency.num_leases if record.residency else 0),
-                pinned=record.spec.pinned,
-                hold=_hold(record),
-            )
-            for name, record in self.records.items()
-            if self.budget.reservation(name)
-        ]
-
-    # ------------------------------------------------------------ the one place
-
-    def _move(self, record: ModelRecord, state: ModelState) -> None:
-        check_transition(record.state, state)
-        record.state = state
-        record.state_since_s = self._clock()
-        if state not in UNDER_WAY:
-            record.report(None)
-        self._observer.on_state(record.spec.name, state)
-
-
-def prepare_message(spec: ModelSpec, settings: Settings) -> Prepare:
-    """What a preparation job is told of a model."""
-    return Prepare(
-        source=spec.source,
-        revision=spec.revision,
-        sha256=spec.sha256,
-        cache_dir=settings.cache_dir,
-        allow_pickle=spec.allow_pickle,
-        trust_remote_code=spec.trust_remote_code,
-    )
-
-
-def _hold(record: ModelRecord) -> Hold:
-    if record.state is ModelState.READY:
-        return Hold.READY
-    residency = record.residency
-    is_leaving = record.state is ModelState.DRAINING and residency is not None and residency.quiet.is_set()
-    return Hold.LEAVING if is_leaving else Hold.LOADING
-
-
-async def _stop_for_good(name: str, worker: Worker) -> None:
-    """Return only when the process is gone: until then its bytes are not free, whatever else went wrong."""
-    if not worker.closed.done():
-        try:
-            await worker.stop()
-        except Exception:
-            logger.exception("stopping the worker of %s failed", name)
-    await asyncio.wait({worker.closed})
-
-
-def _as_unavailable(name: str, error: errors.HelixFlowError) -> errors.HelixFlowError:
-    """A load's error as those who wait for the model see it: the server's trouble, never their request's."""
-    if isinstance(error, errors.Unavailable):
-        return error
-    return errors.ModelLoadFailed(f"{name!r} could not be loaded: {error.message}")
-
-
-def too_late(record: ModelRecord, line: MemoryLine) -> errors.HelixFlowError:
-    """The error for an acquirer whose deadline passed while it waited."""
-    name = record.spec.name
-    if record.plan is not None and line.is_waiting(name):
-        needed = ", ".join(f"{format_bytes(n)} on {d}" for d, n in record.plan.bytes_by_device.items())
-        return errors.InsufficientMemory(
-            f"{name!r} needs {needed}; the models in memory were in use until the deadline", retry_after_s=5.0
+    def retry_after_s(self, record: ModelRecord) -> float:
+        """Seconds until the model may be ready, from what was measured."""
+        num_bytes = sum(record.plan.bytes_by_device.values()) if record.plan is not None else 0
+        return time_to_ready_s(
+            record,
+            self._clock(),
+            load_s=self._load_times.estimate_s(record.spec, num_bytes),
+            turn_s=self.line.rules.max_swap_wait_s + self.line.rules.min_residency_s,
         )
-    return errors.DeadlineExceeded(f"{name!r} was not ready before the request's deadline ({record.state})")
+
+    def too_late(self, record: ModelRecord) -> errors.HelixFlowError:
+        """The error for an acquirer whose deadline passed while it waited."""
+        name, retry_after_s = record.spec.name, self.retry_after_s(record)
+        if record.plan is not None and self.line.is_waiting(name):
+            needed = ", ".join(f"{format_bytes(n)} on {d}" for d, n in record.plan.bytes_by_device.items())
+            return errors.InsufficientMemory(
+                f"{name!r} needs {needed}; the models in memory were in use until the deadline",
+                retry_after_s=retry_after_s,
+            )
+        return errors.ModelLoading(
+            f"{name!r} was not ready before the request's deadline ({record.state}); it may be in about "
+            f"{retry_after_s:.0f} s",
+            retry_after_s=retry_after_s,
+        )
+
+    async def join(self, record: ModelRecord, task: asyncio.Future[Any], deadline_s: float | None) -> None:
+        """Wait for somebody else's task without ever cancelling it.
+
+        Raises:
+            ModelLoading, InsufficientMemory: `deadline_s` passed before.
+        """
+        timeout_s = None if deadline_s is None else max(0.0, deadline_s - self._clock())
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise self.too_late(record)

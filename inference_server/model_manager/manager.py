@@ -9,33 +9,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from inference_server import errors
-from inference_server.config.catalog import Catalog, ModelSpec
+from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
+from inference_server.model_manager.arrival import Planner
 from inference_server.model_manager.budget import MemoryBudget, budget_bytes
-from inference_server.model_manager.devices import DeviceProbe, cpu_flags, discover_devices, resident_bytes
+from inference_server.model_manager.cooldown import remembered
+from inference_server.model_manager.devices import DeviceProbe, discover_devices, resident_bytes
 from inference_server.model_manager.lease import Lease
-from inference_server.model_manager.lifecycle import Lifecycle, Planner, too_late
+from inference_server.model_manager.lifecycle import Lifecycle
+from inference_server.model_manager.load_times import LoadTimes
 from inference_server.model_manager.observer import ManagerObserver, NullObserver
-from inference_server.model_manager.plan import ModelPlan, plan_model
+from inference_server.model_manager.planning import planner_for
 from inference_server.model_manager.preload import Preloader
 from inference_server.model_manager.record import ModelRecord, ProgressListener
+from inference_server.model_manager.reload import ReloadReport, affects_loading, compare
 from inference_server.model_manager.states import ModelState
-from inference_server.model_manager.status import DeviceUsage, ModelStatus, status_of
+from inference_server.model_manager.status import DeviceUsage, ModelStatus
 from inference_server.worker.launcher import WorkerLauncher
 
-MAX_LOADS_PER_ACQUIRE = 3  # a worker that ends right after it was ready is not restarted for ever
+MAX_DEATHS_PER_ACQUIRE = 3  # a worker that ends right after it was ready is not restarted for ever
 
 
 class ModelManager:
     """All configured models under one memory budget. Create it on the event loop's thread.
 
     `devices` says what memory there is, `process_bytes` how much of it a process (by pid) has touched,
-    `planner` what a model takes, `clock` the time (seconds, monotonic): all replaceable in tests.
+    `planner` what a model takes, `load_times` how long loads took before, `clock` the time (seconds,
+    monotonic): all replaceable in tests.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class ModelManager:
         planner: Planner | None = None,
         clock: Callable[[], float] = time.monotonic,
         process_bytes: Callable[[int], int] = resident_bytes,
+        load_times: LoadTimes | None = None,
     ) -> None:
         self.budget = MemoryBudget(budget_bytes(catalog.memory, devices()))
         self._catalog = catalog
@@ -63,9 +69,12 @@ class ModelManager:
             clock=clock,
             observer=observer or NullObserver(),
             process_bytes=process_bytes,
+            load_times=load_times or LoadTimes(),
         )
+        self._observer = observer or NullObserver()
         names = [name for name, spec in catalog.models.items() if spec.preload]
         self._preloader = Preloader(names, self.load)
+        self._later_preloaders: list[Preloader] = []  # of reloads
         self._num_users = 0  # acquirers and leases
         self._unused = asyncio.Event()
         self._unused.set()
@@ -96,7 +105,7 @@ class ModelManager:
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new acquires and wait for those there are; whether all ended within `timeout_s`."""
         self._is_draining = True
-        await self._preloader.stop()
+        await self._stop_preloading()
         if not self._unused.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._unused.wait(), timeout_s)
@@ -105,46 +114,60 @@ class ModelManager:
     async def stop(self) -> None:
         """End every load and every worker, whoever uses them; returns when all their processes are gone."""
         self._is_draining = self._is_stopping = True
-        await self._preloader.stop()
-        records = self._lifecycle.records.values()
-        loads = {load for record in records if (load := self._lifecycle.cancel_load(record))}
+        await self._stop_preloading()
+        self._lifecycle.table.ring()
+        records = list(self._lifecycle.table.records.values())
+        loads = {load for record in records if (load := self._lifecycle.arrivals.cancel(record))}
         if loads:
             await asyncio.wait(loads)
         departures = {task for record in records if (task := self._expel(record))}
         if departures:
             await asyncio.wait(departures)
 
+    async def _stop_preloading(self) -> None:
+        for preloader in (self._preloader, *self._later_preloaders):
+            await preloader.stop()
+
     # ------------------------------------------------------------ use
 
     @contextlib.asynccontextmanager
     async def acquire(
-        self, name: str, *, deadline_s: float | None = None, on_progress: ProgressListener | None = None
+        self,
+        name: str,
+        *,
+        deadline_s: float | None = None,
+        on_progress: ProgressListener | None = None,
+        keep_alive_s: float | None = None,
+        retries: bool = False,
     ) -> AsyncIterator[Lease]:
-        """A lease on a model by name or alias, loading the model first if need be.
+        """A lease on a model by name or alias, loading or waking the model first if need be.
 
         `deadline_s` is a time on the manager's clock, not a duration; it ends the wait for the model, not the
         lease. `on_progress` hears how far the load has come. Leaving early never aborts a load.
+        `keep_alive_s` replaces the model's own for the idle time after this lease; negative: for ever.
+        `retries` tries at once what a failed load has put off.
 
         Raises:
             UnknownModel: no such model.
             ShuttingDown: the server is draining.
-            ModelLoadFailed: the load failed.
+            ModelLoadFailed: the load failed, now or a short while ago.
             InsufficientMemory: it can never fit, or memory was in use until the deadline.
-            DeadlineExceeded: the load took longer.
+            ModelLoading: the load took longer than until the deadline.
         """
         record = self._record(name)
         with self._use():
-            lease = self._lifecycle.try_lease(record)
+            lease = self._lifecycle.try_lease(record, self._clock(), keep_alive_s)
             if lease is None:
-                lease = await self._wait_for_lease(record, deadline_s, on_progress)
+                wait = _Wait(record, self._clock(), deadline_s, keep_alive_s, retries, record.num_deaths)
+                lease = await self._wait_for_lease(wait, on_progress)
             try:
                 yield lease
             finally:
                 lease.release()
 
     async def load(self, name: str) -> None:
-        """Bring a model into memory. Raises like `acquire`."""
-        async with self.acquire(name):
+        """Bring a model into memory, at once also after a failed load. Raises like `acquire`."""
+        async with self.acquire(name, retries=True):
             pass
 
     async def unload(self, name: str) -> None:
@@ -154,15 +177,85 @@ class ModelManager:
             UnknownModel: no such model.
         """
         record = self._record(name)
-        if (load := self._lifecycle.cancel_load(record)) is not None:
+        load = self._lifecycle.arrivals.cancel(record, "was unloaded by request while it was loading")
+        if load is not None:
             await asyncio.wait({load})
-        if (departure := self._lifecycle.begin_departure(record)) is not None:
+        if (departure := self._lifecycle.depart(record, "request")) is not None:
             await asyncio.wait({departure})
         self._lifecycle.clear_failure(record)
 
+    async def sleep(self, name: str) -> None:
+        """Wait for a model's leases, then give its weights' memory back and keep its process. Idempotent.
+
+        Raises:
+            UnknownModel: no such model.
+            SleepUnsupported: it is not in memory, or it cannot sleep.
+        """
+        record = self._record(name)
+        if record.state is ModelState.SLEEPING:
+            return
+        await asyncio.wait({self._lifecycle.put_to_sleep(record)})
+        if record.residency is None:
+            raise errors.SleepUnsupported(f"{name!r} could not be put to sleep and was unloaded")
+
+    async def wake(self, name: str) -> None:
+        """Make a model ready for requests, whether it sleeps or is not in memory. Raises like `acquire`."""
+        await self.load(name)
+
+    # ------------------------------------------------------------ configuration
+
+    def reload(self, catalog: Catalog) -> ReloadReport:
+        """Serve these models from now on: new ones appear, removed ones drain, changed ones drain and come
+        back under their new entries with the next request. All or nothing.
+
+        Raises:
+            ConfigError: the memory budget is another one.
+        """
+        report = compare(self._catalog, catalog)
+        old, self._catalog = self._catalog, catalog
+        records = self._lifecycle.table.records
+        for name in report.removed:
+            self._lifecycle.retire(records[name])
+        for name in (*report.added, *report.changed):
+            spec = catalog.models[name]
+            if (record := records.get(name)) is None:
+                records[name] = ModelRecord(spec, state_since_s=self._clock())
+            else:  # an added one may still be draining from before
+                reloads = name not in old.models or affects_loading(record.spec, spec)
+                self._lifecycle.adopt(record, spec, reloads=reloads)
+        self._lifecycle.table.sort_like(catalog.models)
+        self._preload([name for name in report.added if catalog.models[name].preload])
+        return report
+
+    def _preload(self, names: list[str]) -> None:
+        """In the background; readiness does not wait for what a reload brings."""
+        if names and not self._is_draining:
+            self._later_preloaders = [p for p in self._later_preloaders if not p.done.is_set()]
+            self._later_preloaders.append(Preloader(names, self.load))
+            self._later_preloaders[-1].start()
+
+    # ------------------------------------------------------------ what others may know
+
+    @property
+    def catalog(self) -> Catalog:
+        """The models that are served now."""
+        return self._catalog
+
+    def watch(self) -> AbstractContextManager[AsyncIterator[ModelStatus]]:
+        """Entered, it gives snapshots without an end: one per state change or progress of any model."""
+        return self._lifecycle.table.watchers.watch()
+
+    def retry_after_s(self, name: str) -> float:
+        """Seconds after which the model may be ready, from measured load times; between 1 s and 10 minutes.
+
+        Raises:
+            UnknownModel: no such model.
+        """
+        return self._lifecycle.retry_after_s(self._record(name))
+
     def snapshot(self) -> list[ModelStatus]:
-        """Every configured model, in the catalog's order."""
-        return [self._status(record) for record in self._lifecycle.records.values()]
+        """Every configured model, in the catalog's order; then those removed and not gone yet."""
+        return [self._lifecycle.table.status(record) for record in self._lifecycle.table.records.values()]
 
     def status(self, name: str) -> ModelStatus:
         """One model by name or alias.
@@ -170,7 +263,7 @@ class ModelManager:
         Raises:
             UnknownModel: no such model.
         """
-        return self._status(self._record(name))
+        return self._lifecycle.table.status(self._record(name))
 
     def device_usage(self) -> list[DeviceUsage]:
         """The budget and what is reserved of it, per device."""
@@ -181,55 +274,61 @@ class ModelManager:
 
     # ------------------------------------------------------------ waiting
 
-    async def _wait_for_lease(
-        self, record: ModelRecord, deadline_s: float | None, on_progress: ProgressListener | None
-    ) -> Lease:
-        num_loads = 0
-        with self._waiting(record, on_progress):
-            while (lease := self._lifecycle.try_lease(record)) is None:
-                self._refuse_if_stopping()
-                if record.state is ModelState.READY:  # its worker is gone; that is about to be noticed
-                    await asyncio.sleep(0)
+    async def _wait_for_lease(self, wait: _Wait, on_progress: ProgressListener | None) -> Lease:
+        record = wait.record
+        with self._waiting(record, wait.arrived_s, on_progress):
+            while (lease := self._lifecycle.try_lease(record, wait.arrived_s, wait.keep_alive_s)) is None:
+                self._refuse_if_hopeless(wait)
+                if record.state is ModelState.READY:  # not its turn, or its worker is gone and soon noticed
+                    await self._lifecycle.join(record, self._lifecycle.table.bell, wait.deadline_s)
                 elif record.departure is not None:
-                    await self._join(record, record.departure, deadline_s)
-                elif num_loads == MAX_LOADS_PER_ACQUIRE:
-                    raise errors.ModelLoadFailed(f"{record.spec.name!r} ends whenever it has been loaded")
+                    await self._lifecycle.join(record, record.departure, wait.deadline_s)
                 else:
-                    num_loads += 1
-                    await self._join_load(record, deadline_s)
-            return lease
+                    await self._join_load(wait)
+        self._observer.on_swap_wait(record.spec.name, self._clock() - wait.arrived_s)
+        return lease
 
-    async def _join_load(self, record: ModelRecord, deadline_s: float | None) -> None:
+    async def _join_load(self, wait: _Wait) -> None:
         """Wait for the load under way, or a new one. Returns also if it ended without the model."""
-        if deadline_s is not None and deadline_s <= self._clock():
-            raise too_late(record, self._lifecycle.line)
-        load = self._lifecycle.ensure_loading(record)
-        await self._join(record, load, deadline_s)
+        record, failure = wait.record, wait.record.failure
+        if wait.deadline_s is not None and wait.deadline_s <= self._clock():
+            raise self._lifecycle.too_late(record)
+        if record.load is None and failure is not None and failure.rest_s(self._clock()) and not wait.retries:
+            raise remembered(failure, self._clock())
+        load = self._lifecycle.arrivals.ensure_loading(record)
+        await self._lifecycle.join(record, load, wait.deadline_s)
         self._refuse_if_stopping()
         if load.cancelled():
-            raise errors.ModelLoadFailed(
-                f"{record.spec.name!r} was unloaded by request while it was loading", retry_after_s=1.0
-            )
-        if (error := load.result()) is not None:
+            if record.cancel_reason:
+                raise errors.ModelLoadFailed(
+                    f"{record.spec.name!r} {record.cancel_reason}", retry_after_s=1.0
+                )
+        elif (error := load.result()) is not None:
             raise _copy(error) from error
 
-    async def _join(self, record: ModelRecord, task: asyncio.Task[Any], deadline_s: float | None) -> None:
-        """Wait for somebody else's task without ever cancelling it."""
-        timeout_s = None if deadline_s is None else max(0.0, deadline_s - self._clock())
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
-        if not done:
-            raise too_late(record, self._lifecycle.line)
-
     @contextlib.contextmanager
-    def _waiting(self, record: ModelRecord, on_progress: ProgressListener | None) -> Iterator[None]:
+    def _waiting(
+        self, record: ModelRecord, arrived_s: float, on_progress: ProgressListener | None
+    ) -> Iterator[None]:
         """Count as somebody who wants the model: it is not evicted meanwhile, nor its load withdrawn."""
-        record.num_waiting += 1
-        with record.listening(on_progress):
-            try:
+        try:
+            with record.waiting(arrived_s), record.listening(on_progress):
                 yield
-            finally:
-                record.num_waiting -= 1
-                self._lifecycle.line.serve()
+        finally:
+            self._lifecycle.keep_alive.watch(record)
+            self._lifecycle.line.serve()
+
+    def _refuse_if_hopeless(self, wait: _Wait) -> None:
+        self._refuse_if_stopping()
+        record = wait.record
+        if record.is_retired:
+            raise errors.UnknownModel(
+                f"The model {record.spec.name!r} was removed from the configuration", param="model"
+            )
+        if record.num_deaths - wait.num_deaths >= MAX_DEATHS_PER_ACQUIRE:
+            error = errors.ModelLoadFailed(f"{record.spec.name!r} ends whenever it has been loaded")
+            self._lifecycle.arrivals.remember(record, error, cools_down=True)
+            raise error
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[None]:
@@ -251,27 +350,26 @@ class ModelManager:
     # ------------------------------------------------------------ records
 
     def _record(self, name: str) -> ModelRecord:
-        return self._lifecycle.records[self._catalog.resolve(name).name]
-
-    def _status(self, record: ModelRecord) -> ModelStatus:
-        return status_of(record, self.budget.reservation(record.spec.name))
+        return self._lifecycle.table.records[self._catalog.resolve(name).name]
 
     def _expel(self, record: ModelRecord) -> asyncio.Task[None] | None:
         """Let a model depart without waiting for its leases."""
-        departure = self._lifecycle.begin_departure(record)
+        departure = self._lifecycle.depart(record, "request")
         if record.residency is not None:
             record.residency.abandon()
         return departure
 
 
-def planner_for(settings: Settings) -> Planner:
-    """Plans from the model's files, in a thread: a large checkpoint has megabytes of headers."""
-    flags = cpu_flags()
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """One acquirer that waits; `num_deaths` is how often the model's worker had ended when it came."""
 
-    async def plan(spec: ModelSpec, folder: Path, capacity_bytes: Mapping[str, int]) -> ModelPlan:
-        return await asyncio.to_thread(plan_model, spec, folder, settings, capacity_bytes, flags)
-
-    return plan
+    record: ModelRecord
+    arrived_s: float
+    deadline_s: float | None
+    keep_alive_s: float | None
+    retries: bool
+    num_deaths: int
 
 
 def _copy(error: errors.HelixFlowError) -> errors.HelixFlowError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from inference_server.checkpoints.facts import ModelFacts, model_facts, read_config
@@ -33,7 +33,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """The message that loads a model, and what it takes. `bytes_by_device` is what must be reserved."""
+    """The message that loads a model, and what it takes. `bytes_by_device` is what must be reserved.
+
+    `sleeping_bytes_by_device` is what it holds on to asleep; empty: it never sleeps.
+    """
 
     load: Load
     facts: ModelFacts
@@ -42,6 +45,7 @@ class ModelPlan:
     workspace_bytes: int
     context_bytes: int
     bytes_by_device: Mapping[str, int]
+    sleeping_bytes_by_device: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def device(self) -> str:

@@ -1,18 +1,19 @@
 """What the manager knows of one configured model, and of one stay of a model in memory. Plain state.
 
-Owner: the manager (event loop). Only `lifecycle.py` changes a record's state.
+Owner: the manager (event loop). Only `table.py` changes a record's state.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from inference_server.config.catalog import ModelSpec
 from inference_server.errors import HelixFlowError
+from inference_server.model_manager.cooldown import Failure
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.states import ModelState
 from inference_server.worker.handle import Worker
@@ -23,18 +24,34 @@ logger = logging.getLogger(__name__)
 
 
 class Residency:
-    """One stay in memory: a worker, its plan and its leases. A reload is a new one.
+    """One stay in memory: a worker, its plan and its leases. A reload is a new one, a wake is not.
 
     `quiet` is set while no lease is open, and for good once the worker is gone or leases no longer matter.
+    `keep_alive_s` is what the last user asked for, instead of the model's own; negative: for ever.
+    `may_sleep` is False once somebody wants the memory back for good.
     """
 
     def __init__(self, worker: Worker, plan: ModelPlan, now_s: float) -> None:
         self.worker = worker
         self.plan = plan
+        self.ready_since_s = now_s
         self.last_used_s = now_s
         self.num_leases = 0
+        self.keep_alive_s: float | None = None
+        self.may_sleep = self.can_sleep
+        self.expiry: asyncio.TimerHandle | None = None
         self.quiet = asyncio.Event()
         self.quiet.set()
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether its worker can, and the plan knows what it then holds."""
+        return self.worker.ready.can_sleep and bool(self.plan.sleeping_bytes_by_device)
+
+    @property
+    def sleeping_bytes(self) -> Mapping[str, int] | None:
+        """Bytes per device that it keeps if it is told to sleep now; None if it cannot or may not."""
+        return self.plan.sleeping_bytes_by_device if self.may_sleep else None
 
     def open_lease(self, now_s: float) -> None:
         """One more user."""
@@ -42,10 +59,11 @@ class Residency:
         self.last_used_s = now_s
         self.quiet.clear()
 
-    def close_lease(self, now_s: float) -> None:
-        """One user less."""
+    def close_lease(self, now_s: float, keep_alive_s: float | None) -> None:
+        """One user less; it says how long the model is to stay, if it is the last one."""
         self.num_leases -= 1
         self.last_used_s = now_s
+        self.keep_alive_s = keep_alive_s
         if self.num_leases == 0:
             self.quiet.set()
 
@@ -54,18 +72,13 @@ class Residency:
         self.quiet.set()
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How the last load ended. A cooldown, when there is one, is counted from here."""
-
-    error: HelixFlowError
-    at_s: float
-    num_in_a_row: int
-
-
 @dataclass(eq=False, slots=True)
 class ModelRecord:
-    """One configured model. `num_waiting` acquirers wait for it; it is never evicted under them."""
+    """One configured model. While somebody waits for it, it is not evicted under them.
+
+    `is_retired`: it has left the configuration and goes when its last lease ends. `cancel_reason` says why
+    the last load was cancelled, for those who wait for it; empty: they try again.
+    """
 
     spec: ModelSpec
     state: ModelState = ModelState.UNLOADED
@@ -75,10 +88,34 @@ class ModelRecord:
     residency: Residency | None = None
     progress: Progress | None = None
     failure: Failure | None = None
-    num_waiting: int = 0
+    is_retired: bool = False
+    cancel_reason: str = ""
+    num_deaths: int = 0
     load: asyncio.Task[HelixFlowError | None] | None = None
+    load_since_s: float = 0.0
     departure: asyncio.Task[None] | None = None
     listeners: list[ProgressListener] = field(default_factory=list)
+    _arrivals: dict[object, float] = field(default_factory=dict)
+
+    @property
+    def num_waiting(self) -> int:
+        """Acquirers that wait for the model."""
+        return len(self._arrivals)
+
+    @property
+    def oldest_wait_s(self) -> float | None:
+        """When the first of those who wait came; None: nobody waits."""
+        return next(iter(self._arrivals.values()), None)
+
+    @contextmanager
+    def waiting(self, arrived_s: float) -> Iterator[None]:
+        """Count as somebody who waits for the model."""
+        ticket = object()
+        self._arrivals[ticket] = arrived_s
+        try:
+            yield
+        finally:
+            del self._arrivals[ticket]
 
     def report(self, progress: Progress | None) -> None:
         """Remember how far a load has come and tell those who wait."""

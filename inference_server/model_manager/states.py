@@ -14,13 +14,16 @@ class ModelState(enum.StrEnum):
     ---------  -----------------------------------  ----------------------------------------------------------
     UNLOADED   FETCHING                             somebody asks for it, or it is to be preloaded
     FETCHING   LOADING | FAILED | UNLOADED          files are there | they cannot be had | unloaded by request
-    LOADING    READY | FAILED | UNLOADED            worker is ready | load failed | unloaded, or nobody waits
-    READY      DRAINING | UNLOADED                  evicted or unloaded by request | its worker died
-    DRAINING   UNLOADED                             leases are over and the worker process is gone
+    LOADING    READY                                its worker is ready, or awake again
+               FAILED | UNLOADED                    load failed | unloaded, or nobody waits
+               SLEEPING                             there is no memory to wake in, or nobody waits
+    READY      DRAINING | UNLOADED                  evicted, idle or unloaded by request | its worker died
+    DRAINING   UNLOADED | SLEEPING                  leases are over and the process is gone | its weights are
+    SLEEPING   LOADING | DRAINING | UNLOADED        somebody asks for it | evicted, unloaded | its worker died
     FAILED     FETCHING | UNLOADED                  the next one asks for it | unloaded by request
 
-    A LOADING model holds a reservation from the moment its bytes are granted; READY and DRAINING ones always
-    do; the others never.
+    A LOADING model holds a reservation from the moment its bytes are granted; READY, DRAINING and SLEEPING
+    ones always do; the others never.
     """
 
     UNLOADED = "unloaded"
@@ -28,16 +31,19 @@ class ModelState(enum.StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    SLEEPING = "sleeping"
     FAILED = "failed"
 
 
+_S = ModelState
 _NEXT: dict[ModelState, frozenset[ModelState]] = {
-    ModelState.UNLOADED: frozenset({ModelState.FETCHING}),
-    ModelState.FETCHING: frozenset({ModelState.LOADING, ModelState.FAILED, ModelState.UNLOADED}),
-    ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.UNLOADED}),
-    ModelState.READY: frozenset({ModelState.DRAINING, ModelState.UNLOADED}),
-    ModelState.DRAINING: frozenset({ModelState.UNLOADED}),
-    ModelState.FAILED: frozenset({ModelState.FETCHING, ModelState.UNLOADED}),
+    _S.UNLOADED: frozenset({_S.FETCHING}),
+    _S.FETCHING: frozenset({_S.LOADING, _S.FAILED, _S.UNLOADED}),
+    _S.LOADING: frozenset({_S.READY, _S.FAILED, _S.UNLOADED, _S.SLEEPING}),
+    _S.READY: frozenset({_S.DRAINING, _S.UNLOADED}),
+    _S.DRAINING: frozenset({_S.UNLOADED, _S.SLEEPING}),
+    _S.SLEEPING: frozenset({_S.LOADING, _S.DRAINING, _S.UNLOADED}),
+    _S.FAILED: frozenset({_S.FETCHING, _S.UNLOADED}),
 }
 
 

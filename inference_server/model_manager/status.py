@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inference_server.config.catalog import ModelSpec
+from inference_server.model_manager.keep_alive import expires_at_s
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.record import ModelRecord
 from inference_server.model_manager.states import ModelState
@@ -18,7 +19,9 @@ class ModelStatus:
 
     `plan` is that of the last load, so that `plan.load.folder` and `plan.max_model_len` are known also while
     the model is not in memory; it is None before the first. `bytes_by_device` is reserved now. `memory` is
-    what the worker measured. `progress` is (stage, fraction) of a load under way.
+    what the worker measured. `progress` is (stage, fraction) of a load under way. Seconds: `idle_s` since the
+    last use, `expires_in_s` until it is unloaded if nobody uses it (None: never, or in use), `retry_in_s`
+    until a model whose load failed may be tried again (None: at once).
     """
 
     name: str
@@ -38,12 +41,17 @@ class ModelStatus:
     last_used_s: float | None
     state_since_s: float
     failure: str | None
+    can_sleep: bool
+    idle_s: float | None
+    expires_in_s: float | None
+    retry_in_s: float | None
 
 
-def status_of(record: ModelRecord, reserved: Mapping[str, int]) -> ModelStatus:
+def status_of(record: ModelRecord, reserved: Mapping[str, int], now_s: float) -> ModelStatus:
     """The snapshot of one record; `reserved` is its reservation."""
-    residency, progress = record.residency, record.progress
+    residency, progress, failure = record.residency, record.progress, record.failure
     worker = residency.worker if residency is not None else None
+    expires_s = expires_at_s(record.spec, residency) if residency is not None else None
     return ModelStatus(
         name=record.spec.name,
         state=record.state,
@@ -61,7 +69,11 @@ def status_of(record: ModelRecord, reserved: Mapping[str, int]) -> ModelStatus:
         num_waiting=record.num_waiting,
         last_used_s=residency.last_used_s if residency is not None else None,
         state_since_s=record.state_since_s,
-        failure=record.failure.error.message if record.failure is not None else None,
+        failure=failure.error.message if failure is not None else None,
+        can_sleep=residency.can_sleep if residency is not None else False,
+        idle_s=now_s - residency.last_used_s if residency is not None and not residency.num_leases else None,
+        expires_in_s=max(0.0, expires_s - now_s) if expires_s is not None else None,
+        retry_in_s=(failure.rest_s(now_s) or None) if failure is not None else None,
     )
 
 

@@ -8,39 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from inference_server.telemetry.buckets import (
+    BATCH_BUCKETS,
+    HTTP_BUCKETS,
+    ITL_BUCKETS,
+    LATENCY_BUCKETS,
+    TOKEN_BUCKETS,
+    TTFT_BUCKETS,
+)
+from inference_server.telemetry.families import Families
+from inference_server.telemetry.lifecycle import LifecycleMetrics
 from inference_server.types import EngineStats, FinishReason
 
-TTFT_BUCKETS = (
-    .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
-)  # fmt: skip
-ITL_BUCKETS = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5)  # fmt: skip
-LATENCY_BUCKETS = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240)  # fmt: skip
-HTTP_BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # fmt: skip
-TOKEN_BUCKETS = tuple(float(1 << power) for power in range(16))
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+WITHOUT_WORKER = ("unloaded", "failed")  # the states in which no process holds the model
 ENDINGS = (FinishReason.STOP, FinishReason.LENGTH)
-MODEL_STATES = ("unloaded", "fetching", "loading", "ready", "sleeping", "draining", "failed")
 
 
-class Metrics:
+class Metrics(LifecycleMetrics):
     """All metrics of one server. It also is the model manager's observer."""
 
     def __init__(self, models: Iterable[str] = ()) -> None:
-        self.registry = CollectorRegistry()
+        self._families = Families()
+        LifecycleMetrics.__init__(self, self._families)
         self._totals: dict[str, EngineStats] = {}  # last seen counters per model, of the current worker
-        self._series: dict[str, ModelSeries] = {}
+        self._series: dict[str, ModelSeries] = {}  # of every model there is
         self._declare_serving()
-        self._declare_http()
-        self._declare_lifecycle()
-        for model in models:
-            self._touch(model)
+        self._declare_requests()
+        self.sync_models(models)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """All series, for tests and other exporters."""
+        return self._families.registry
 
     def render(self) -> tuple[bytes, str]:
         """The page of a scrape and its content type."""
-        return generate_latest(_WithoutCreated(self.registry)), CONTENT_TYPE_LATEST
+        return self._families.render()
 
     # ------------------------------------------------------------ declarations
 
@@ -75,66 +80,53 @@ class Metrics:
         self.cache_hits = counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self.draft_tokens = counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed and verified")
         self.accepted_tokens = counter("vllm:spec_decode_num_accepted_tokens", "Guesses that were right")
-        self.inference = Histogram(
-            "model_inference_seconds",
-            "Time of one step",
-            ["model", "batch_size"],
-            buckets=HTTP_BUCKETS,
-            registry=self.registry,
+        self.inference = self._families.histogram(
+            "model_inference_seconds", "Time of one step", HTTP_BUCKETS, "model", "batch_size"
         )
 
-    def _declare_http(self) -> None:
-        self.http_duration = Histogram(
-            "api_request_duration_seconds",
-            "HTTP request duration",
-            ["method", "endpoint", "status"],
-            buckets=HTTP_BUCKETS,
-            registry=self.registry,
-        )
-        self.connections = Gauge("active_connections", "HTTP requests in progress", registry=self.registry)
-
-    def _declare_lifecycle(self) -> None:
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=self.registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=self.registry)
-
-        self.state = gauge("helixflow_model_state", "1 for the state that the model is in", "model", "state")
-        self.memory = gauge(
-            "helixflow_model_memory_bytes", "Bytes reserved by kind", "model", "device", "kind"
-        )
-        self.budget = gauge("helixflow_memory_budget_bytes", "The memory budget", "device")
-        self.loads = counter("helixflow_model_loads", "Loads by result", "model", "result")
-        self.load_duration = Histogram(
-            "helixflow_model_load_duration_seconds",
-            "From the request for a load to its end",
-            ["model"],
-            buckets=LATENCY_BUCKETS,
-            registry=self.registry,
-        )
-        self.evictions = counter("helixflow_model_evictions", "Evictions", "model", "reason")
-        self.worker_deaths = counter("helixflow_worker_deaths", "Workers that died unasked", "model")
-        self.rejected = counter("helixflow_requests_rejected", "Requests refused", "model", "reason")
-        self.cancelled = counter(
+    def _declare_requests(self) -> None:
+        families = self._families
+        self.rejected = families.counter("helixflow_requests_rejected", "Requests refused", "model", "reason")
+        self.cancelled = families.counter(
             "helixflow_requests_cancelled", "Requests whose client left", "model", "stage"
         )
+        self.http_duration = families.histogram(
+            "api_request_duration_seconds",
+            "HTTP request duration",
+            HTTP_BUCKETS,
+            "method",
+            "endpoint",
+            "status",
+        )
+        self.connections = families.gauge("active_connections", "HTTP requests in progress")
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ["model_name"], registry=self.registry)
+        return self._families.gauge(name, text, "model_name")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, ["model_name", *labels], registry=self.registry)
+        return self._families.counter(name, text, "model_name", *labels)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, ["model_name"], buckets=buckets, registry=self.registry)
+        return self._families.histogram(name, text, buckets, "model_name")
 
-    def _touch(self, model: str) -> None:
-        """Series exist from the start, so that a rate has a zero to begin with."""
+    # ------------------------------------------------------------ models come and go
+
+    def sync_models(self, models: Iterable[str]) -> None:
+        """These are the models there are: new ones get their series, and gone ones lose all of theirs."""
+        wanted = set(models)
+        for model in wanted - self._series.keys():
+            self.touch(model)
+        for model in self._series.keys() - wanted:
+            del self._series[model]
+            self._totals.pop(model, None)
+            self._families.forget(model)
+
+    def touch(self, model: str) -> None:
+        """See `LifecycleMetrics`."""
+        LifecycleMetrics.touch(self, model)
         for gauge in (self.running, self.waiting, self.kv_usage):
             gauge.labels(model)
         self.of(model)
-        self.on_state(model, "unloaded")
 
     # ------------------------------------------------------------ the moment, at each scrape
 
@@ -143,15 +135,6 @@ class Metrics:
         self.running.labels(model).set(num_running)
         self.waiting.labels(model).set(num_waiting)
         self.kv_usage.labels(model).set(kv_cache_usage)
-
-    def set_budget(self, device: str, num_bytes: int) -> None:
-        """The memory budget of one device."""
-        self.budget.labels(device).set(num_bytes)
-
-    def set_model_memory(self, model: str, device: str, **bytes_by_kind: int) -> None:
-        """What one model holds: `weights`, `kv`, `workspace`."""
-        for kind, num_bytes in bytes_by_kind.items():
-            self.memory.labels(model, device, kind).set(num_bytes)
 
     # ------------------------------------------------------------ requests
 
@@ -165,26 +148,13 @@ class Metrics:
     # ------------------------------------------------------------ the manager's observer
 
     def on_state(self, model: str, state: str) -> None:
-        """`model` is now in `state`."""
-        for name in MODEL_STATES:
-            self.state.labels(model, name).set(1 if name == str(state) else 0)
-        if str(state) in ("unloaded", "failed"):
+        """See `LifecycleMetrics`; without a worker there is nothing that runs or waits in one."""
+        if model not in self._series:
+            self.touch(model)  # it came with a reload
+        LifecycleMetrics.on_state(self, model, state)
+        if str(state) in WITHOUT_WORKER:
             self._totals.pop(model, None)  # the next worker counts from zero
             self.set_load(model, num_running=0, num_waiting=0, kv_cache_usage=0.0)
-
-    def on_load(self, model: str, seconds: float, ok: bool) -> None:
-        """A load ended."""
-        self.loads.labels(model, "ok" if ok else "failed").inc()
-        if ok:
-            self.load_duration.labels(model).observe(seconds)
-
-    def on_eviction(self, model: str, reason: str) -> None:
-        """`model` is being evicted."""
-        self.evictions.labels(model, reason).inc()
-
-    def on_worker_died(self, model: str) -> None:
-        """A worker ended without being told to."""
-        self.worker_deaths.labels(model).inc()
 
     def on_step(self, model: str, stats: EngineStats) -> None:
         """A worker has finished one step."""
@@ -234,15 +204,3 @@ class ModelSeries:
         self._decode_time.observe(decode_s)
         if num_tokens > 1:
             self._tpot.observe(decode_s / (num_tokens - 1))
-
-
-class _WithoutCreated:
-    """A registry without the `_created` twin of every series, which nobody reads."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric

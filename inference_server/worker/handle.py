@@ -63,6 +63,22 @@ class Worker(Protocol):
             InternalError: the model's forward pass failed for this request.
         """
 
+    async def sleep(self) -> None:
+        """Give the memory of weights and KV cache back; the process stays. Returns at once if it sleeps.
+
+        Raises:
+            SleepUnsupported: it cannot, or requests run.
+            WorkerDied: the process is gone.
+        """
+
+    async def wake(self) -> None:
+        """Return when it takes requests again; at once if it is awake.
+
+        Raises:
+            WorkerDied: the process is gone.
+            InsufficientMemory, ModelLoadFailed: it sleeps on.
+        """
+
     async def stop(self) -> None:
         """Ask, wait, kill. Returns when the process is gone and its memory is free."""
 
@@ -120,6 +136,13 @@ class WorkerHandle:
             self._streams.pop(request.request_id, None)
             if not finished:
                 connection.send(protocol.Abort(request_ids=(request.request_id,)))
+
+    async def sleep(self) -> None:
+        """See `Worker.sleep`."""
+        raise errors.SleepUnsupported("this worker cannot sleep")
+
+    async def wake(self) -> None:
+        """See `Worker.wake`."""
 
     async def stop(self) -> None:
         """See `Worker.stop`."""

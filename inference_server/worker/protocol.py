@@ -44,6 +44,14 @@ class Abort(Message, frozen=True, kw_only=True):
     request_ids: tuple[str, ...]
 
 
+class Sleep(Message, frozen=True, kw_only=True):
+    """Give the memory of weights and KV cache back, and stay. Answered by `Asleep` or `Unchanged`."""
+
+
+class Wake(Message, frozen=True, kw_only=True):
+    """Take requests again. Answered by `Awake` or `Unchanged`."""
+
+
 class Stop(Message, frozen=True, kw_only=True):
     """Leave at once; the server has already drained or given up on every request."""
 
@@ -75,6 +83,29 @@ class Ready(Message, frozen=True, kw_only=True):
     kv_cache_tokens: int
     vocab_size: int
     load_seconds: float
+    can_sleep: bool = False
+    why_not_sleep: str = ""  # in words, where it cannot
+
+
+class Asleep(Message, frozen=True, kw_only=True):
+    """The worker holds no weights and no KV cache any more; a `Submit` now fails."""
+
+    memory: MemoryReport
+    seconds: float
+
+
+class Awake(Message, frozen=True, kw_only=True):
+    """The worker takes requests again."""
+
+    memory: MemoryReport
+    seconds: float
+
+
+class Unchanged(Message, frozen=True, kw_only=True):
+    """A `Sleep` or `Wake` was not done, and the worker is as it was before."""
+
+    code: str
+    message: str
 
 
 class StepOutput(Message, frozen=True, kw_only=True):
@@ -111,11 +142,15 @@ class Failed(Message, frozen=True, kw_only=True):
     retryable: bool = True
 
 
-ToChild = Prepare | Load | Submit | Abort | Stop
-FromChild = Progress | Prepared | Ready | StepOutput | Heartbeat | RequestFailed | Failed
+ToChild = Prepare | Load | Submit | Abort | Sleep | Wake | Stop
+FromChild = (
+    Progress | Prepared | Ready | StepOutput | Asleep | Awake | Unchanged | Heartbeat | RequestFailed | Failed
+)
 
 __all__ = [
     "Abort",
+    "Asleep",
+    "Awake",
     "EngineStats",
     "Failed",
     "FromChild",
@@ -127,8 +162,11 @@ __all__ = [
     "Progress",
     "Ready",
     "RequestFailed",
+    "Sleep",
     "StepOutput",
     "Stop",
     "Submit",
     "ToChild",
+    "Unchanged",
+    "Wake",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from starlette.applications import Starlette
 from starlette.types import Message, Scope
 
 from inference_server.api.application import build_application
+from inference_server.config.catalog import Catalog
+from inference_server.model_manager.reload import Reloader
 from tests.generation.fakes import House
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -23,30 +26,37 @@ COMPLETION = {"model": "demo", "prompt": "hi"}
 class Server(House):
     """A house with its HTTP surface. Use inside one event loop."""
 
-    def __init__(self, tmp_path: Path, **options: Any) -> None:
+    def __init__(
+        self, tmp_path: Path, *, clock: Callable[[], float] = time.monotonic, **options: Any
+    ) -> None:
         super().__init__(tmp_path, **options)
         self.application: Starlette = build_application(
-            catalog=self.catalog,
             settings=self.settings,
             manager=self.manager,
             service=self.service,
             metrics=self.metrics,
+            reload=Reloader(self.read_catalog, self.manager.reload).reload,
+            clock=clock,
         )
         transport = httpx.ASGITransport(self.application, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
 
-    async def chat(self, **fields: Any) -> httpx.Response:
-        return await self.client.post("/v1/chat/completions", json={**CHAT, **fields})
+    def read_catalog(self) -> Catalog:
+        """What a reload finds; a test may put another one here."""
+        return self.catalog
+
+    async def chat(self, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        return await self.client.post("/v1/chat/completions", json={**CHAT, **fields}, headers=headers)
 
     async def complete(self, **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/completions", json={**COMPLETION, **fields})
 
     @asynccontextmanager
     async def connected(
-        self, path: str, body: object, headers: dict[str, str] | None = None
+        self, path: str, body: object, headers: dict[str, str] | None = None, method: str = "POST"
     ) -> AsyncIterator[Connection]:
-        """One POST over raw ASGI: what has been sent can be looked at, and the client can leave."""
-        connection = Connection(path, json.dumps(body).encode(), headers or {})
+        """One request over raw ASGI: what has been sent can be looked at, and the client can leave."""
+        connection = Connection(path, json.dumps(body).encode(), headers or {}, method)
         task = asyncio.create_task(
             self.application(connection.scope, connection.receive, connection.send)  # type: ignore[arg-type]
         )
@@ -61,13 +71,13 @@ class Server(House):
 class Connection:
     """The client's end."""
 
-    def __init__(self, path: str, body: bytes, headers: dict[str, str]) -> None:
+    def __init__(self, path: str, body: bytes, headers: dict[str, str], method: str = "POST") -> None:
         fields = {"host": "localhost", "content-type": "application/json", **headers}
         self.scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": method,
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),

@@ -166,7 +166,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("response_format", {"type": "json_object"}),
     ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("logit_bias", {"5": 101}), ("store", True),
     ("functions", [{}]), ("function_call", "auto"), ("reasoning_effort", "low"), ("chat_template", "{{ 1 }}"),
-    ("chat_template_kwargs", {"a": 1}), ("modalities", ["audio"]), ("audio", {}), ("keep_alive", "5m"),
+    ("chat_template_kwargs", {"a": 1}), ("modalities", ["audio"]), ("audio", {}), ("keep_alive", "soon"),
     ("structured_outputs", {"regex": "a"}), ("guided_json", {}), ("allowed_token_ids", []),
     ("continue_final_message", 1), ("include_stop_str_in_output", 1), ("skip_special_tokens", 0),
     ("prediction", {}), ("web_search_options", {}), ("parallel_tool_calls", True),

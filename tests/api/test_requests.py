@@ -67,7 +67,7 @@ REFUSED = (
     ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ({"chat_template": "{{ 1 }}"}, "chat_template", "unsupported_parameter"),
-    ({"keep_alive": "10m"}, "keep_alive", "unsupported_parameter"),
+    ({"keep_alive": "soon"}, "keep_alive", "invalid_value"),
     ({"temperatur": 1}, "temperatur", "unsupported_parameter"),
 )
 

@@ -115,7 +115,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("inference_server.app")
     module.calls = []  # type: ignore[attr-defined]
 
-    def serve(settings: object, catalog: object, display: object) -> int:
+    def serve(settings: object, catalog: object, display: object, read: object) -> int:
         module.calls.append((settings, catalog))
         return 0
 
@@ -143,7 +143,7 @@ def test_serve_without_any_model_says_how_to_give_one(app: types.ModuleType) -> 
 
 
 def test_serve_passes_on_the_exit_status(app: types.ModuleType) -> None:
-    app.serve = lambda _settings, _catalog, _display: 1  # type: ignore[attr-defined]
+    app.serve = lambda _settings, _catalog, _display, _read: 1  # type: ignore[attr-defined]
     assert run("serve", "scripted").status == 1
 
 

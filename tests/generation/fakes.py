@@ -46,6 +46,7 @@ class FakeWorker:
             kv_cache_tokens=load.kv_cache_tokens,
             vocab_size=260,
             load_seconds=0.0,
+            can_sleep=True,
         )
 
     @property
@@ -83,6 +84,12 @@ class FakeWorker:
             )
             for index, token in enumerate(tokens)
         ]
+
+    async def sleep(self) -> None:
+        """Nothing to give back."""
+
+    async def wake(self) -> None:
+        """Nothing to bring back."""
 
     async def stop(self) -> None:
         if not self.closed.done():

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from inference_server import errors
@@ -13,6 +14,7 @@ from inference_server.checkpoints.facts import ModelFacts
 from inference_server.config.catalog import Catalog, MemorySpec, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.model_manager.devices import DeviceMemory
+from inference_server.model_manager.load_times import LoadTimes
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.states import ModelState
@@ -31,10 +33,26 @@ FACTS = ModelFacts(
 
 
 class FakeWorker:
-    """A worker without a process. `die` ends it, `stop` takes `stop_s` to."""
+    """A worker without a process. `die` ends it; `stop`, `sleep` and `wake` take their seconds to.
 
-    def __init__(self, load: protocol.Load, pid: int, stop_s: float) -> None:
+    `memory` is what it says that it took; `sleep_errors` and `wake_errors` are raised, the next one first.
+    """
+
+    def __init__(
+        self,
+        load: protocol.Load,
+        pid: int,
+        stop_s: float,
+        *,
+        can_sleep: bool = False,
+        sleep_s: float = 0.5,
+        memory: MemoryReport | None = None,
+    ) -> None:
         self.model = load.model
+        self.is_asleep = False
+        self.sleep_s = sleep_s
+        self.sleep_errors: list[Exception] = []
+        self.wake_errors: list[Exception] = []
         self.pid = pid
         self.stats = EngineStats()
         self.on_step: Callable[[EngineStats], None] | None = None
@@ -44,13 +62,15 @@ class FakeWorker:
         self.stop_error: Exception | None = None
         self._stop_s = stop_s
         self.ready = protocol.Ready(
-            memory=MemoryReport(weights_bytes=1, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0),
+            memory=memory or MemoryReport(weights_bytes=1, kv_cache_bytes=1, workspace_bytes=0, rss_bytes=0),
             device=load.device,
             dtype=load.dtype,
             max_model_len=load.max_model_len,
             kv_cache_tokens=load.kv_cache_tokens,
             vocab_size=10,
             load_seconds=0.0,
+            can_sleep=can_sleep,
+            why_not_sleep="" if can_sleep else "it is a fake",
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
@@ -64,6 +84,21 @@ class FakeWorker:
             raise self.stop_error
         await asyncio.sleep(self._stop_s)
         self.die("was stopped")
+
+    async def sleep(self) -> None:
+        await self._change(self.sleep_errors)
+        self.is_asleep = True
+
+    async def wake(self) -> None:
+        await self._change(self.wake_errors)
+        self.is_asleep = False
+
+    async def _change(self, next_errors: list[Exception]) -> None:
+        await asyncio.wait({self.closed}, timeout=self.sleep_s)
+        if self.closed.done():
+            raise errors.WorkerDied("gone")
+        if next_errors:
+            raise next_errors.pop(0)
 
     def die(self, reason: str = "killed") -> None:
         if not self.closed.done():
@@ -81,6 +116,9 @@ class FakeLauncher:
     launch_s: float = 1.0
     stop_s: float = 0.5
     kill_s: float = 0.25  # how long a cancelled child takes to be gone
+    sleep_s: float = 0.5  # to fall asleep, and to wake
+    can_sleep: bool = False
+    memory: MemoryReport | None = None
     prepare_errors: dict[str, list[Exception]] = field(default_factory=dict)
     launch_errors: dict[str, list[Exception]] = field(default_factory=dict)
     prepared: list[str] = field(default_factory=list)
@@ -123,7 +161,14 @@ class FakeLauncher:
             raise
         finally:
             self.starting.discard(name)
-        worker = self.workers[name] = FakeWorker(message, 1000 + len(self.launched), self.stop_s)
+        worker = self.workers[name] = FakeWorker(
+            message,
+            1000 + len(self.launched),
+            self.stop_s,
+            can_sleep=self.can_sleep,
+            sleep_s=self.sleep_s,
+            memory=self.memory,
+        )
         return worker
 
 
@@ -146,19 +191,35 @@ class Recorder:
     """An observer that writes down what it hears."""
 
     states: list[tuple[str, ModelState]] = field(default_factory=list)
-    loads: list[tuple[str, float, bool]] = field(default_factory=list)
+    loads: list[tuple[str, float, bool, str]] = field(default_factory=list)
     evictions: list[tuple[str, str]] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    sleeps: list[str] = field(default_factory=list)
+    wakes: list[tuple[str, float]] = field(default_factory=list)
+    waits: list[tuple[str, float]] = field(default_factory=list)
+    estimates: list[tuple[str, float]] = field(default_factory=list)
 
     def on_state(self, model: str, state: ModelState) -> None:
         self.states.append((model, state))
 
-    def on_load(self, model: str, seconds: float, ok: bool) -> None:
-        self.loads.append((model, seconds, ok))
+    def on_load(self, model: str, seconds: float, ok: bool, source: str) -> None:
+        self.loads.append((model, seconds, ok, source))
 
     def on_eviction(self, model: str, reason: str) -> None:
         self.evictions.append((model, reason))
+
+    def on_sleep(self, model: str) -> None:
+        self.sleeps.append(model)
+
+    def on_wake(self, model: str, seconds: float) -> None:
+        self.wakes.append((model, seconds))
+
+    def on_swap_wait(self, model: str, seconds: float) -> None:
+        self.waits.append((model, seconds))
+
+    def on_estimate(self, model: str, error_ratio: float) -> None:
+        self.estimates.append((model, error_ratio))
 
     def on_worker_died(self, model: str) -> None:
         self.deaths.append(model)
@@ -168,21 +229,29 @@ class Recorder:
 
 
 def fake_planner(
-    bytes_of: Mapping[str, int | Mapping[str, int]], planned: dict[str, dict[str, int]]
+    bytes_of: Mapping[str, int | Mapping[str, int]],
+    planned: dict[str, dict[str, int]],
+    asleep: Mapping[str, Mapping[str, int]],
 ) -> Callable[[ModelSpec, Path, Mapping[str, int]], Awaitable[ModelPlan]]:
-    """Plans of the given bytes, on the CPU where no device is named; `planned` keeps what was free."""
+    """Plans of the given bytes, on the CPU where no device is named; `planned` keeps what was free,
+    `asleep` what who can sleep holds then."""
 
     async def plan(spec: ModelSpec, folder: Path, capacity_bytes: Mapping[str, int]) -> ModelPlan:
         planned[spec.name] = dict(capacity_bytes)
         await asyncio.sleep(0)
         wanted = bytes_of[spec.name]
         needed = {"cpu": wanted} if isinstance(wanted, int) else dict(wanted)
-        return make_plan(spec.name, str(folder), needed)
+        return make_plan(spec.name, str(folder), needed, asleep.get(spec.name, {}))
 
     return plan
 
 
-def make_plan(name: str, folder: str, bytes_by_device: Mapping[str, int]) -> ModelPlan:
+def make_plan(
+    name: str,
+    folder: str,
+    bytes_by_device: Mapping[str, int],
+    sleeping_bytes_by_device: Mapping[str, int] = MappingProxyType({}),
+) -> ModelPlan:
     load = protocol.Load(
         model=name,
         folder=folder,
@@ -202,6 +271,7 @@ def make_plan(name: str, folder: str, bytes_by_device: Mapping[str, int]) -> Mod
         workspace_bytes=1,
         context_bytes=1,
         bytes_by_device=bytes_by_device,
+        sleeping_bytes_by_device=sleeping_bytes_by_device,
     )
 
 
@@ -235,9 +305,16 @@ def build_house(
     budget: int | Mapping[str, int] = 30,
     launcher: FakeLauncher | None = None,
     free: Mapping[str, int] | None = None,
+    asleep: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    settings: Settings | None = None,
+    load_times: LoadTimes | None = None,
     **fields: Mapping[str, Any],
 ) -> House:
-    """`fields` are per-model ModelSpec fields: `a={"pinned": True}`. Call it inside a running loop."""
+    """`fields` are per-model ModelSpec fields: `a={"pinned": True}`. Call it inside a running loop.
+
+    Models that are in `asleep` (bytes per device) can sleep if the launcher's workers can. Unless `settings`
+    say otherwise, a model may leave as soon as it is idle, and nobody in use has to make way.
+    """
     budgets = {"cpu": budget} if isinstance(budget, int) else dict(budget)
     specs = {name: ModelSpec(name=name, source=name, **fields.get(name, {})) for name in models}
     memory = MemorySpec(host_bytes=budgets["cpu"], gpu_bytes=budgets.get("cuda:0"))
@@ -247,12 +324,23 @@ def build_house(
     planned: dict[str, dict[str, int]] = {}
     manager = ModelManager(
         Catalog(models=specs, memory=memory),
-        Settings(),
+        settings or Settings(min_residency=0.0, max_swap_wait=1e6),
         house_launcher,
         observer=recorder,
         devices=machine.devices,
-        planner=fake_planner(models, planned),
+        planner=fake_planner(models, planned, asleep),
         clock=asyncio.get_running_loop().time,
         process_bytes=lambda pid: 0,
+        load_times=load_times,
     )
     return House(manager, house_launcher, machine, recorder, planned)
+
+
+def now_s() -> float:
+    """The virtual loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def spawn(coroutine: Any) -> asyncio.Task[Any]:
+    """Run it beside the test."""
+    return asyncio.create_task(coroutine)

@@ -16,8 +16,8 @@ from inference_server.config.catalog import KvCacheSpec, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError, ModelLoadFailed
 from inference_server.model_manager import workspace
-from inference_server.model_manager.manager import planner_for
 from inference_server.model_manager.plan import ModelPlan, plan_model
+from inference_server.model_manager.planning import planner_for
 from inference_server.types import Speculation
 from tests.checkpoints.files import write_native_folder
 

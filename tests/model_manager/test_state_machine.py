@@ -1,22 +1,28 @@
-"""The manager under random requests, cancellations, deaths, unloads and failures, checked after every step.
+"""The manager under random requests, disconnects, deaths, unloads, sleeps, reloads, and loads that fail or
+hang, checked after every step.
 
-It never exceeds the budget, never stops a worker under a lease, gives bytes back only when the process is
-gone, and answers everybody.
+It never exceeds the budget, never stops a worker or lets it sleep under a lease, gives bytes back only when
+the process is gone or asleep, and answers everybody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inference_server import errors
+from inference_server.config.catalog import Catalog
+from inference_server.config.settings import Settings
+from inference_server.model_manager.eviction import EvictionPolicy
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.states import ModelState
 from tests.model_manager.fakes import FakeLauncher, House, build_house
@@ -31,7 +37,10 @@ MODELS = {
     "pinned": 6,
     "gpu": {"cuda:0": 7, "cpu": 4},
 }
+ASLEEP = {"half": {"cpu": 3}, "most": {"cpu": 4}, "gpu": {"cuda:0": 1, "cpu": 9}}
 BUDGET = {"cpu": 30, "cuda:0": 10}
+HANG_S = 500.0
+SETTLED = (ModelState.UNLOADED, ModelState.READY, ModelState.SLEEPING, ModelState.FAILED)
 names = st.sampled_from(sorted(MODELS))
 seconds = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0, 20.0])
 
@@ -45,16 +54,17 @@ class User:
     lease: Lease | None = None
     task: asyncio.Task[None] | None = None
 
-    async def run(self, house: House, wait_s: float | None) -> None:
+    async def run(self, house: House, wait_s: float | None, keep_alive_s: float | None) -> None:
         try:
-            async with house.acquire(self.model, wait_s) as lease:
+            async with house.acquire(self.model, wait_s, keep_alive_s=keep_alive_s) as lease:
                 assert not lease.worker.closed.done()
+                assert not lease.worker.is_asleep
                 self.lease = lease
                 try:
                     await self.let_go.wait()
                 finally:
                     self.lease = None
-        except (errors.Unavailable, errors.DeadlineExceeded):
+        except (errors.Unavailable, errors.UnknownModel):
             pass  # an answer, too
 
 
@@ -72,21 +82,41 @@ class ManagerMachine(RuleBasedStateMachine):
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(coroutine)
 
-    @initialize(stop_s=seconds, kill_s=seconds)
-    def build(self, stop_s: float, kill_s: float) -> None:
+    @initialize(
+        stop_s=seconds,
+        kill_s=seconds,
+        sleep_s=seconds,
+        can_sleep=st.booleans(),
+        policy=st.sampled_from(EvictionPolicy),
+        collate=st.booleans(),
+        min_residency=seconds,
+        max_swap_wait=seconds,
+    )
+    def build(self, stop_s: float, kill_s: float, sleep_s: float, can_sleep: bool, **settings: Any) -> None:
+        settings["eviction_policy"] = str(settings.pop("policy"))
+
         async def build() -> House:
-            launcher = FakeLauncher(stop_s=stop_s, kill_s=kill_s)
-            return build_house(MODELS, budget=BUDGET, launcher=launcher, pinned={"pinned": True})
+            launcher = FakeLauncher(stop_s=stop_s, kill_s=kill_s, sleep_s=sleep_s, can_sleep=can_sleep)
+            return build_house(
+                MODELS,
+                budget=BUDGET,
+                launcher=launcher,
+                asleep=ASLEEP,
+                settings=Settings(**settings),
+                pinned={"pinned": True},
+                small={"keep_alive_s": 2.0},
+            )
 
         self.house = self.run(build())
+        self.entries = dict(self.house.manager.catalog.models)
 
     # ------------------------------------------------------------ what happens
 
-    @rule(name=names, wait_s=st.none() | seconds)
-    def request(self, name: str, wait_s: float | None) -> None:
+    @rule(name=names, wait_s=st.none() | seconds, keep_alive_s=st.none() | st.sampled_from([-1.0, 0.0, 1.0]))
+    def request(self, name: str, wait_s: float | None, keep_alive_s: float | None) -> None:
         async def begin() -> None:
             user = User(name)
-            user.task = asyncio.create_task(user.run(self.house, wait_s))
+            user.task = asyncio.create_task(user.run(self.house, wait_s, keep_alive_s))
             self.users.append(user)
 
         self.run(begin())
@@ -125,12 +155,47 @@ class ManagerMachine(RuleBasedStateMachine):
         if name in self.house.launcher.workers:
             self.house.launcher.workers[name].die()
 
-    @rule(name=names)
-    def unload(self, name: str) -> None:
+    @rule(name=names, verb=st.sampled_from(["unload", "unload", "load", "sleep", "sleep", "wake"]))
+    def told_to(self, name: str, verb: str) -> None:
+        async def obey() -> None:
+            with contextlib.suppress(errors.Unavailable, errors.UnknownModel, errors.SleepUnsupported):
+                await getattr(self.house.manager, verb)(name)
+
         async def begin() -> None:
-            self.background.append(asyncio.create_task(self.house.manager.unload(name)))
+            self.background.append(asyncio.create_task(obey()))
 
         self.run(begin())
+
+    @rule(name=names, how=st.sampled_from(["remove", "restore", "restore", "rename", "another context"]))
+    def reconfigure(self, name: str, how: str) -> None:
+        manager = self.house.manager
+        models = dict(manager.catalog.models)
+        if how == "remove":
+            models.pop(name, None)
+        elif how == "restore":
+            models[name] = self.entries[name]
+        elif name in models:
+            change = {"aliases": ("alias",)} if how == "rename" else {"max_model_len": 7}
+            models = {n: msgspec.structs.replace(spec, aliases=()) for n, spec in models.items()}
+            models[name] = msgspec.structs.replace(models[name], **change)
+
+        async def reload() -> None:
+            manager.reload(Catalog(models=models, memory=manager.catalog.memory))
+
+        if models:
+            self.run(reload())
+
+    @rule(name=names, falling_asleep=st.booleans(), out_of_memory=st.booleans())
+    def next_change_of_tier_fails(self, name: str, falling_asleep: bool, out_of_memory: bool) -> None:
+        if name in self.house.launcher.workers:
+            worker = self.house.launcher.workers[name]
+            error = errors.InsufficientMemory("no room") if out_of_memory else errors.ModelLoadFailed("no")
+            (worker.sleep_errors if falling_asleep else worker.wake_errors).append(error)
+
+    @rule(hangs=st.booleans())
+    def loads_hang(self, hangs: bool) -> None:
+        """They end when the launcher's own time limit does it."""
+        self.house.launcher.launch_s = HANG_S if hangs else 1.0
 
     @rule(name=names, at_launch=st.booleans(), out_of_memory=st.booleans())
     def next_load_fails(self, name: str, at_launch: bool, out_of_memory: bool) -> None:
@@ -164,6 +229,16 @@ class ManagerMachine(RuleBasedStateMachine):
         for user in self.users:
             if user.lease is not None:
                 assert user.lease.worker.num_stops == 0  # type: ignore[attr-defined]
+                assert not user.lease.worker.is_asleep  # type: ignore[attr-defined]
+
+    @invariant()
+    def who_is_awake_holds_all_its_bytes(self) -> None:
+        for status in self.house.manager.snapshot():
+            if status.state is ModelState.READY:
+                planned = MODELS[status.name]
+                assert status.memory_bytes == (planned if isinstance(planned, int) else sum(planned.values()))
+            if status.state is ModelState.SLEEPING:
+                assert status.bytes_by_device == ASLEEP[status.name]
 
     @invariant()
     def leases_are_counted_exactly(self) -> None:
@@ -206,8 +281,10 @@ class ManagerMachine(RuleBasedStateMachine):
             assert task.done()
         for status in self.house.manager.snapshot():
             assert (status.num_leases, status.num_waiting) == (0, 0)
-            assert status.state in (ModelState.UNLOADED, ModelState.READY, ModelState.FAILED)
-            assert (status.memory_bytes > 0) == (status.state is ModelState.READY)
+            assert status.state in SETTLED
+            assert (status.memory_bytes > 0) == (status.state in (ModelState.READY, ModelState.SLEEPING))
+            assert status.name in self.house.manager.catalog.models
+        assert len(self.house.manager.snapshot()) == len(self.house.manager.catalog.models)
         assert await self.house.manager.drain(0)
         await self.house.manager.stop()
         assert self.house.launcher.alive == set()
@@ -215,7 +292,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=400, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestManager = ManagerMachine.TestCase
 TestManager.settings = QUICK

@@ -11,7 +11,8 @@ from inference_server.model_manager.states import ModelState, check_transition
 
 ALLOWED = {
     "unloaded fetching", "fetching loading", "fetching failed", "fetching unloaded", "loading ready",
-    "loading failed", "loading unloaded", "ready draining", "ready unloaded", "draining unloaded",
+    "loading failed", "loading unloaded", "loading sleeping", "ready draining", "ready unloaded",
+    "draining unloaded", "draining sleeping", "sleeping loading", "sleeping draining", "sleeping unloaded",
     "failed fetching", "failed unloaded",
 }  # fmt: skip
 

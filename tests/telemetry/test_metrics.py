@@ -38,6 +38,11 @@ NAMES = [
     "helixflow_model_loads",
     "helixflow_model_load_duration_seconds",
     "helixflow_model_evictions",
+    "helixflow_model_wake_duration_seconds",
+    "helixflow_model_sleeps",
+    "helixflow_model_swap_wait_seconds",
+    "helixflow_memory_estimate_error_ratio",
+    "helixflow_worker_deaths",
     "helixflow_requests_rejected",
     "helixflow_requests_cancelled",
 ]
@@ -115,3 +120,62 @@ def test_the_page_has_no_created_series() -> None:
     page, media_type = Metrics(["m"]).render()
     assert b"_created" not in page
     assert media_type.startswith("text/plain")
+
+
+def test_loads_are_told_apart_by_where_the_weights_came_from() -> None:
+    metrics = Metrics(["m"])
+    metrics.on_load("m", 2.0, True, "hub")
+    metrics.on_load("m", 9.0, False, "hub")
+    metrics.on_load("m", 0.25, True, "ram")
+    metrics.on_wake("m", 0.125)
+    duration = "helixflow_model_load_duration_seconds_sum"
+    assert sample(metrics, duration, model="m", source="hub") == 2.0
+    assert sample(metrics, duration, model="m", source="ram") == 0.25
+    assert sample(metrics, "helixflow_model_wake_duration_seconds_sum", model="m") == 0.125
+    assert sample(metrics, "helixflow_model_loads_total", model="m", result="ok") == 2
+    assert sample(metrics, "helixflow_model_loads_total", model="m", result="failed") == 1
+
+
+def test_waits_and_estimates_are_told_per_model() -> None:
+    metrics = Metrics(["m"])
+    metrics.on_swap_wait("m", 1.5)
+    metrics.on_estimate("m", -0.02)
+    assert sample(metrics, "helixflow_model_swap_wait_seconds_sum", model="m") == 1.5
+    assert sample(metrics, "helixflow_memory_estimate_error_ratio", model="m") == -0.02
+
+
+def test_counters_of_a_model_begin_at_zero() -> None:
+    metrics = Metrics(["m"])
+    for reason in ("memory", "idle", "request", "removed"):
+        assert sample(metrics, "helixflow_model_evictions_total", model="m", reason=reason) == 0
+    assert sample(metrics, "helixflow_model_loads_total", model="m", result="failed") == 0
+
+
+def test_a_removed_model_vanishes_from_every_family_and_a_new_one_appears() -> None:
+    metrics = Metrics(["old", "stays"])
+    metrics.on_step("old", EngineStats(num_running=1, step_num_tokens=4, step_num_seqs=1, num_preemptions=2))
+    metrics.on_load("old", 1.0, True)
+    metrics.set_memory({("old", "cpu", "weights"): 5})
+    metrics.rejected.labels("old", "queue_full").inc()
+    metrics.sync_models(["stays", "new"])
+    page, _ = metrics.render()
+    assert b'"old"' not in page
+    assert sample(metrics, "helixflow_model_state", model="new", state="unloaded") == 1
+    assert sample(metrics, "helixflow_model_state", model="stays", state="unloaded") == 1
+
+
+def test_a_model_that_came_with_a_reload_keeps_the_state_it_reached_before_the_scrape() -> None:
+    metrics = Metrics(["m"])
+    metrics.on_state("new", "ready")
+    metrics.sync_models(["m", "new"])
+    assert sample(metrics, "helixflow_model_state", model="new", state="ready") == 1
+
+
+def test_a_model_that_comes_back_counts_from_zero() -> None:
+    metrics = Metrics(["m"])
+    metrics.on_load("m", 1.0, True)
+    metrics.sync_models([])
+    metrics.sync_models(["m"])
+    metrics.of("m").answer_finished(FinishReason.STOP, 5, e2e_s=2.0, decode_s=1.0)
+    assert sample(metrics, "helixflow_model_loads_total", model="m", result="ok") == 0
+    assert sample(metrics, "vllm:request_success_total", model_name="m", finished_reason="stop") == 1

@@ -1,59 +1,91 @@
-"""`/models`, `/models/load`, `/models/unload`: the lifecycle, in llama.cpp's shapes."""
+"""`/models`, `/models/load|unload|sleep|wake|reload`: the lifecycle, in llama.cpp's shapes.
+
+A client that leaves aborts nothing: what it asked for belongs to the server.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
 from inference_server.api.body import read_json
-from inference_server.api.context import context_of
+from inference_server.api.context import ApiContext, context_of
+from inference_server.api.keep_alive import parse_keep_alive
 from inference_server.api.routes.models import model_object
+from inference_server.api.schemas.lifecycle import LoadRequest, ModelName, Nothing, lifecycle_fields
+from inference_server.errors import ConfigError, InvalidRequest
+from inference_server.model_manager.status import ModelStatus
+
+_MODEL = msgspec.json.Decoder(ModelName)
+_LOAD = msgspec.json.Decoder(LoadRequest)
+_NOTHING = msgspec.json.Decoder(Nothing)
+_SUCCESS = {"success": True}
 
 
-class ModelName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a lifecycle call."""
-
-    model: Annotated[str, Meta(min_length=1, max_length=512)]
-
-
-_DECODER = msgspec.json.Decoder(ModelName)
-_SUCCESS = b'{"success":true}'
+def lifecycle_object(context: ApiContext, status: ModelStatus) -> dict[str, Any]:
+    """A model of `/v1/models`, and its life."""
+    return model_object(context, status, status.name) | lifecycle_fields(status)
 
 
 async def list_lifecycle(request: Request) -> Response:
     """Every model with its state, leases and progress."""
     context = context_of(request)
-    data = []
-    for status in context.manager.snapshot():
-        progress = status.progress
-        data.append(
-            model_object(context, status, status.name)
-            | {
-                "aliases": status.spec.aliases,
-                "num_leases": status.num_leases,
-                "num_waiting": status.num_waiting,
-                "progress": None if progress is None else {"stage": progress[0], "fraction": progress[1]},
-                "failure": status.failure,
-            }
-        )
-    return Response(msgspec.json.encode({"object": "list", "data": data}), media_type="application/json")
+    data = [lifecycle_object(context, status) for status in context.manager.snapshot()]
+    return _json({"object": "list", "data": data})
 
 
 async def load_model(request: Request) -> Response:
-    """Load a model and answer when it is ready. A client that leaves does not abort the load."""
+    """Load a model and answer when it is ready. What a failed load has put off is tried at once."""
     context = context_of(request)
-    name = (await read_json(request, _DECODER, context.settings.max_body_bytes)).model
-    await context.manager.load(context.resolve(name))
-    return Response(_SUCCESS, media_type="application/json")
+    body = await read_json(request, _LOAD, context.settings.max_body_bytes)
+    keep_alive_s = parse_keep_alive(body.keep_alive)
+    async with context.manager.acquire(body.model, keep_alive_s=keep_alive_s, retries=True):
+        pass
+    return _json(_SUCCESS)
 
 
 async def unload_model(request: Request) -> Response:
     """Unload a model and answer when its memory is free; requests that run on it finish first."""
+    context, name = await _named(request)
+    await context.manager.unload(name)
+    return _json(_SUCCESS)
+
+
+async def sleep_model(request: Request) -> Response:
+    """Give a model's memory back and keep its process; requests that run on it finish first."""
+    context, name = await _named(request)
+    await context.manager.sleep(name)
+    return _json(_SUCCESS)
+
+
+async def wake_model(request: Request) -> Response:
+    """Make a model ready for requests and answer when it is."""
+    context, name = await _named(request)
+    await context.manager.wake(name)
+    return _json(_SUCCESS)
+
+
+async def reload_models(request: Request) -> Response:
+    """Read the configuration again; if it is wrong, say why, and everything stays as it was."""
     context = context_of(request)
-    name = (await read_json(request, _DECODER, context.settings.max_body_bytes)).model
-    await context.manager.unload(context.resolve(name))
-    return Response(_SUCCESS, media_type="application/json")
+    if request.headers.get("content-type"):  # curl -X POST sends no body and no type
+        await read_json(request, _NOTHING, context.settings.max_body_bytes)
+    try:
+        report = await context.reload()
+    except ConfigError as error:
+        raise InvalidRequest(f"the configuration stays as it was: {error.message}") from error
+    changes = {"added": report.added, "removed": report.removed, "changed": report.changed}
+    return _json(_SUCCESS | changes)
+
+
+async def _named(request: Request) -> tuple[ApiContext, str]:
+    context = context_of(request)
+    body = await read_json(request, _MODEL, context.settings.max_body_bytes)
+    return context, context.resolve(body.model)
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from inference_server.api.body import read_json
-from inference_server.api.context import context_of, frame_of, new_id, timeout_of
+from inference_server.api.context import context_of, frame_of, keep_alive_of, new_id, timeout_of
 from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.schemas.answers import CompletionChunks, text_completion
 from inference_server.api.schemas.completions import CompletionRequest
@@ -28,7 +28,9 @@ async def completions(request: Request) -> Response | ASGIApp:
     body = await read_json(request, _DECODER, context.settings.max_body_bytes)
     body.check()
     wanted = msgspec.structs.replace(
-        body.text_request(new_id("cmpl"), body.prompts()), timeout_s=timeout_of(request, body.timeout)
+        body.text_request(new_id("cmpl"), body.prompts()),
+        timeout_s=timeout_of(request, body.timeout),
+        keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
     )
     if body.stream:
         include_usage = body.includes_usage

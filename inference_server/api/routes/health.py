@@ -1,4 +1,4 @@
-"""Liveness, readiness, start-up, metrics and version. None of them waits for anything."""
+"""Liveness, readiness, start-up and version. None of them waits for anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from inference_server import __version__
 from inference_server.api.context import context_of
-from inference_server.types import EngineStats
 
 
 async def live(request: Request) -> Response:
@@ -45,34 +44,6 @@ async def startup(request: Request) -> Response:
         "models": loading,
     }
     return _json(body, 200 if is_ready else 503)
-
-
-async def metrics(request: Request) -> Response:
-    """Prometheus' page; a scrape never wakes a model."""
-    context = context_of(request)
-    for usage in context.manager.device_usage():
-        context.metrics.set_budget(usage.device, usage.budget_bytes)
-    for status in context.manager.snapshot():
-        stats = status.stats or EngineStats()
-        in_house = context.service.num_in_progress(status.name)
-        context.metrics.set_load(
-            status.name,
-            num_running=stats.num_running,
-            num_waiting=max(0, in_house - stats.num_running),
-            kv_cache_usage=stats.kv_cache_usage,
-        )
-        plan = status.plan
-        if plan is not None:
-            held = 1 if status.bytes_by_device else 0
-            context.metrics.set_model_memory(
-                status.name,
-                plan.device,
-                weights=plan.weights_bytes * held,
-                kv=plan.kv_cache_bytes * held,
-                workspace=plan.workspace_bytes * held,
-            )
-    page, media_type = context.metrics.render()
-    return Response(page, headers={"content-type": media_type})
 
 
 async def version(request: Request) -> Response:

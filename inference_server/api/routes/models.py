@@ -19,6 +19,7 @@ _WORDS = {
     ModelState.FETCHING: "loading",
     ModelState.LOADING: "loading",
     ModelState.READY: "loaded",
+    ModelState.SLEEPING: "sleeping",
     ModelState.DRAINING: "draining",
     ModelState.FAILED: "failed",
 }

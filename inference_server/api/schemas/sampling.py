@@ -65,6 +65,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     cache_salt: Annotated[str, Meta(max_length=512)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     timeout: Seconds | None = None
+    keep_alive: float | str | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
 
@@ -74,7 +75,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     service_tier: str | None = None
 
     # Known and refused when used, until they are built.
-    keep_alive: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
@@ -134,7 +134,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             UnsupportedParameter: a known field is used in a way that is not supported yet.
             InvalidRequest: fields contradict each other.
         """
-        refuse(self.keep_alive is not None, "keep_alive")
         for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"):
             refuse(getattr(self, name) is not None, name)
         if self.stream_options is not None and not self.stream:

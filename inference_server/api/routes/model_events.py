@@ -1,0 +1,80 @@
+"""`GET /models/sse`: what happens to the models, as llama.cpp's router tells it.
+
+Each event is `{"model", "event", "data"}`: at first `model_status` for every model, then `status_change`,
+`status_update` (the same state, another progress) or `model_remove`. `data` is a model of `GET /models`.
+A slow reader misses intermediate progress, never a state; nothing is kept for one but the newest of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from inference_server.api.context import ApiContext, context_of
+from inference_server.api.routes.admin import lifecycle_object
+from inference_server.api.schemas.answers import event
+from inference_server.api.sse import EventStream, EventWriter
+from inference_server.model_manager.states import ModelState
+from inference_server.model_manager.status import ModelStatus
+
+
+async def model_events(request: Request) -> ASGIApp:
+    """See the module's docstring. Ends when the server drains."""
+    context = context_of(request)
+    return EventStream(lambda writer: _Events(context, writer).run())
+
+
+class _Events:
+    """One reader. Remembers the state of each model that it was told of."""
+
+    def __init__(self, context: ApiContext, writer: EventWriter) -> None:
+        self._context = context
+        self._writer = writer
+        self._told: dict[str, ModelState] = {}
+
+    async def run(self) -> None:
+        """Tell what happens until the server drains."""
+        with self._context.manager.watch() as statuses:
+            for status in self._context.manager.snapshot():
+                await self._tell(status, "model_status")
+            async with aclosing(_until(self._context.service.draining, statuses)) as news:
+                async for status in news:
+                    same = self._told.get(status.name) is status.state
+                    await self._tell(status, "status_update" if same else "status_change")
+                    await self._tell_removed()
+
+    async def _tell(self, status: ModelStatus, kind: str) -> None:
+        self._told[status.name] = status.state
+        await self._write(status.name, kind, lifecycle_object(self._context, status))
+
+    async def _tell_removed(self) -> None:
+        there = {status.name for status in self._context.manager.snapshot()}
+        for name in self._told.keys() - there:
+            del self._told[name]
+            await self._write(name, "model_remove", {})
+
+    async def _write(self, name: str, kind: str, data: object) -> None:
+        body = msgspec.json.encode({"model": name, "event": kind, "data": data})
+        await self._writer.write(event(body))
+
+
+async def _until(
+    end: asyncio.Event, statuses: AsyncIterator[ModelStatus]
+) -> AsyncGenerator[ModelStatus, None]:
+    """The statuses as they come, until `end` is set."""
+    ending = asyncio.ensure_future(end.wait())
+    following = asyncio.ensure_future(anext(statuses))
+    try:
+        while not end.is_set():
+            done, _ = await asyncio.wait({ending, following}, return_when=asyncio.FIRST_COMPLETED)
+            if following in done:
+                yield following.result()
+                following = asyncio.ensure_future(anext(statuses))
+    finally:
+        ending.cancel()
+        following.cancel()
