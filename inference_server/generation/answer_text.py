@@ -62,8 +62,7 @@ class AnswerText:
         """The scored tokens whose text has begun to leave; after `finish`, all that belong to the text."""
         if self._track is None:
             return ()
-        nothing_held = self._num_safe == self._num_chars
-        if not self._stops.stopped and (finished or nothing_held):
+        if finished and not self._stops.stopped:
             return self._track.rest()
         return self._track.before(self._num_safe)
 

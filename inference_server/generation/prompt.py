@@ -57,10 +57,8 @@ class PromptTemplate:
         """The text of token ids."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
-    def encode_chat(self, prompt: ChatPrompt, *, add_special_tokens: bool = False) -> list[int]:
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         """Token ids of a conversation. Text that spells a special token is encoded as text.
-
-        `add_special_tokens`: those that the tokenizer puts around a text; a template writes its own.
 
         Raises:
             UnsupportedParameter: the model has no chat template.
@@ -68,7 +66,7 @@ class PromptTemplate:
         """
         ids: list[int] = []
         for number, piece in enumerate(self.render(prompt).split(self._seam)):
-            adds = add_special_tokens and number == 0
+            adds = prompt.add_special_tokens and number == 0
             ids += self.tokenizer.encode(piece, add_special_tokens=adds).ids
         return ids
 

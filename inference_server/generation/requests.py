@@ -16,13 +16,15 @@ class ChatPrompt(msgspec.Struct, frozen=True):
     """A conversation for the model's chat template.
 
     With `continue_final_message` the prompt ends inside the last message, for the model to go on with it.
-    `variables` are more that the template may look at: names that the API allows, and plain values.
+    `variables` are more that the template may look at: names that the API allows, and plain values. A
+    template writes the special tokens itself; `add_special_tokens` adds those of a plain text as well.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = {}
+    add_special_tokens: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True):

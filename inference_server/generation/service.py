@@ -16,7 +16,6 @@ from inference_server import __version__
 from inference_server.config.catalog import ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import (
-    DeadlineExceeded,
     HelixFlowError,
     InvalidRequest,
     ShuttingDown,
@@ -25,6 +24,7 @@ from inference_server.errors import (
 from inference_server.generation.admission import Admission
 from inference_server.generation.answer import Answer, merged
 from inference_server.generation.answer_text import AnswerText
+from inference_server.generation.deadline import deadline
 from inference_server.generation.detokenizer import Detokenizer
 from inference_server.generation.prompt import PromptTemplate
 from inference_server.generation.recorder import Clock, RequestRecorder
@@ -45,6 +45,7 @@ from inference_server.generation.sampling import (
 from inference_server.generation.scores import ScoreTrack, SharedPrompt
 from inference_server.generation.stopping import StopStrings
 from inference_server.generation.templates import Templates
+from inference_server.generation.tokenization import Tokenization
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import ModelPlan
@@ -114,6 +115,7 @@ class GenerationService:
         self._clock = clock
         self._max_timeout_s = settings.request_timeout
         self._templates = Templates()
+        self.tokenization = Tokenization(manager, self._templates, self._max_timeout_s)
         self._admission = Admission(
             max_running=settings.max_num_seqs,
             max_queued=settings.max_num_queued_reqs,
@@ -189,7 +191,7 @@ class GenerationService:
             on_progress=on_progress,
             keep_alive_s=request.keep_alive_s,
         )
-        async with acquiring as lease, _deadline(deadline_s - self._clock(), timeout_s):
+        async with acquiring as lease, deadline(deadline_s - self._clock(), timeout_s):
             if encoded is None or lease.plan is not plan:
                 encoded = await self._encode(request, lease.spec, lease.plan)
             recorder.leased()
@@ -283,20 +285,6 @@ def fingerprint(plan: ModelPlan) -> str:
     load = plan.load
     parts = (__version__, load.model, load.folder, load.quantization, load.dtype, load.kernels, load.device)
     return "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
-
-
-@asynccontextmanager
-async def _deadline(remaining_s: float, timeout_s: float) -> AsyncIterator[None]:
-    """Turns the passing of the deadline into `DeadlineExceeded`, whatever runs at that moment."""
-    try:
-        async with asyncio.timeout(max(0.0, remaining_s)) as limit:
-            yield
-    except TimeoutError:
-        if limit.expired():
-            raise DeadlineExceeded(
-                f"the answer was not complete within the request's {timeout_s:g} s"
-            ) from None
-        raise
 
 
 def _check_task(spec: ModelSpec) -> None:

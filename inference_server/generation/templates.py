@@ -6,6 +6,7 @@ Owner: the event loop. Reading and long encodings happen in threads of its own.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,13 @@ class Templates:
             return _encoded(template, prompt)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _encoded, template, prompt)
+
+    async def decode(self, template: PromptTemplate, token_ids: tuple[int, ...]) -> str:
+        """The text of token ids, special ones included; long lists are decoded in a thread."""
+        if len(token_ids) <= self._inline_chars:
+            return template.decode(token_ids, skip_special_tokens=False)
+        decode = functools.partial(template.decode, token_ids, skip_special_tokens=False)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, decode)
 
     async def _fill(self, folder: str) -> PromptTemplate:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -106,15 +107,13 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     def prompt(self) -> ChatPrompt:
         """The conversation for the template.
 
-        Raises:
-            UnsupportedParameter: a message has parts that are not text, or tool calls.
+        Raises: as `chat_prompt`.
         """
-        messages = tuple(_plain(message, index) for index, message in enumerate(self.messages))
-        return ChatPrompt(
-            messages=messages,
-            add_generation_prompt=self.add_generation_prompt is not False,
-            continue_final_message=bool(self.continue_final_message),
-            variables={} if self.chat_template_kwargs is None else self.chat_template_kwargs.variables(),
+        return chat_prompt(
+            self.messages,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            template_kwargs=self.chat_template_kwargs,
         )
 
     def check(self) -> None:
@@ -125,12 +124,6 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidRequest("max_tokens and max_completion_tokens differ; send one", param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-        if self.continue_final_message and self.add_generation_prompt:
-            raise InvalidRequest(
-                "continue_final_message goes on with the last message and add_generation_prompt begins a new "
-                "one; send one of them",
-                param="continue_final_message",
-            )
         text_only = self.response_format in (None, {"type": "text"})
         refuse(not text_only, "response_format", "a format other than text")
         refuse(bool(self.tools), "tools")
@@ -147,6 +140,33 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
             raise UnsupportedParameter(
                 "chat_template: templates come from the model, never from a request", param="chat_template"
             )
+
+
+def chat_prompt(
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    template_kwargs: ChatTemplateKwargs | None,
+) -> ChatPrompt:
+    """A conversation for the template.
+
+    Raises:
+        UnsupportedParameter: a message has parts that are not text, or tool calls.
+        InvalidRequest: the last message is to be continued and a new one begun.
+    """
+    if continue_final_message and add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message goes on with the last message and add_generation_prompt begins a new "
+            "one; send one of them",
+            param="continue_final_message",
+        )
+    return ChatPrompt(
+        messages=tuple(_plain(message, index) for index, message in enumerate(messages)),
+        add_generation_prompt=add_generation_prompt is not False,
+        continue_final_message=bool(continue_final_message),
+        variables={} if template_kwargs is None else template_kwargs.variables(),
+    )
 
 
 def _plain(message: Message, index: int) -> dict[str, str]:
