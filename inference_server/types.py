@@ -20,7 +20,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `seed` None means that the
     worker draws one. Penalties follow vLLM: presence and frequency count output tokens only, repetition
-    counts prompt and output.
+    counts prompt and output. `logit_bias` pairs (token id, bias) are added after the penalties; with
+    `allowed_token_ids` no other token is chosen (empty: all are allowed). `logprobs` None asks for no
+    log-probabilities of output tokens, else for those of the chosen token and of so many likeliest ones;
+    `prompt_logprobs` is the same for the prompt's tokens.
     """
 
     max_tokens: int
@@ -35,6 +38,31 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether tokens are chosen from other logits than the model's own, apart from `min_tokens`."""
+        return (
+            self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or self.repetition_penalty != 1.0
+            or bool(self.logit_bias)
+            or bool(self.allowed_token_ids)
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each token is simply the one with the largest logit, and nothing else is asked for."""
+        return (
+            self.temperature <= 0
+            and self.min_tokens == 0
+            and self.logprobs is None
+            and not self.changes_logits
+        )
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,16 +78,32 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     priority: int = 0
 
 
+class TokenScore(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How likely the model found one token where it stands: natural logarithms of its raw distribution.
+
+    `rank` 1 is the likeliest. `top` are the likeliest tokens (id, log-probability), likeliest first.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """New tokens of one request from one step. `finish_reason` is set on the last delta only.
 
-    `num_cached_tokens` (prompt tokens served from the prefix cache) is set on the first delta.
+    `num_cached_tokens` (prompt tokens served from the prefix cache) is set on the first delta. With
+    `SamplingParams.logprobs`, `scores` has an entry per token. With `prompt_logprobs`, the scores of the
+    prompt's tokens from the second on come in `prompt_scores`, in order, over one or more deltas, of which
+    all but the last have no tokens.
     """
 
     request_id: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from inference_server.api.errors import envelope, error_response
 from inference_server.api.middleware.access import AccessMiddleware
 from inference_server.api.middleware.observation import ObservationMiddleware
 from inference_server.api.replica_load import replica_load
-from inference_server.api.routes import admin, health, metrics, model_events, models, ollama
+from inference_server.api.routes import admin, health, metrics, model_events, models, ollama, tokenization
 from inference_server.api.routes.chat import chat_completions
 from inference_server.api.routes.completions import completions
 from inference_server.config.settings import Settings
@@ -97,6 +97,8 @@ def _routes() -> list[Route]:
         Route("/metrics", metrics.page),
         Route("/metrics/epp", metrics.endpoint_picker_page),
         Route("/version", health.version),
+        Route("/tokenize", tokenization.tokenize, methods=["POST"]),
+        Route("/detokenize", tokenization.detokenize, methods=["POST"]),
         Route("/models", admin.list_lifecycle),
         Route("/models/sse", model_events.model_events),
         Route("/models/load", admin.load_model, methods=["POST"]),

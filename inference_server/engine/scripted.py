@@ -7,6 +7,7 @@ for faults on demand. Its options stand under "scripted" in the prepared folder'
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -20,8 +21,9 @@ from inference_server.engine.scripted_faults import Fault, commit, fault_in_file
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory, ModelLoadFailed
 from inference_server.scheduling.batch import Batch, ScheduledSequence
+from inference_server.scheduling.pending import StepScores
 from inference_server.scheduling.scheduler import MAX_IN_FLIGHT
-from inference_server.types import EngineSpec, MemoryReport
+from inference_server.types import EngineSpec, MemoryReport, TokenScore
 
 NO_MEMORY = MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0)
 
@@ -54,10 +56,14 @@ class ScriptedOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ScriptedRunner:
-    """A `StepRunner` that recites. Token ids below 256 are bytes."""
+    """A `StepRunner` that recites. Token ids below 256 are bytes.
 
-    def __init__(self, options: ScriptedOptions, eos_token_id: int) -> None:
+    It is certain of what it says, and finds every token of a prompt as likely as any other.
+    """
+
+    def __init__(self, options: ScriptedOptions, eos_token_id: int, vocab_size: int) -> None:
         self._options = options
+        self._prompt_logprob = -math.log(vocab_size)
         self._reply = tuple(options.reply.encode())
         self._eos_token_id = eos_token_id
         self._num_steps = 0
@@ -74,8 +80,9 @@ class ScriptedRunner:
         step_s = self._options.step_ms / 1000
         self._busy_until_s = max(self._busy_until_s, time.monotonic()) + step_s
         results = [self._recite(scheduled) for scheduled in batch.sampling]
+        scores = self._scores(batch, results)
         ends_s = self._busy_until_s if step_s else 0.0
-        return ScriptedStep(self._fault(batch), results, ends_s)
+        return ScriptedStep(self._fault(batch), results, scores, ends_s)
 
     def is_fatal(self, error: Exception) -> bool:
         """A scripted failure never spoils the device."""
@@ -92,6 +99,24 @@ class ScriptedRunner:
         if (fault := numbered.get(self._num_steps)) is not None:
             return fault
         return fault_in_prompts(batch) if options.prompt_faults else None
+
+    def _scores(self, batch: Batch, results: Seq[Seq[int]]) -> StepScores | None:
+        outputs = {
+            item.sequence.request_id: [TokenScore(0.0, 1, ((token, 0.0),)[:num_top]) for token in tokens]
+            for item, tokens in zip(batch.sampling, results, strict=True)
+            if (num_top := item.sequence.sampling.logprobs) is not None
+        }
+        prompts = {
+            item.sequence.request_id: [self._prompt_score(item)] * len(item.scored)
+            for item in batch.scheduled
+            if item.scored
+        }
+        return StepScores(outputs, prompts) if outputs or prompts else None
+
+    def _prompt_score(self, scheduled: ScheduledSequence) -> TokenScore:
+        num_top = scheduled.sequence.sampling.prompt_logprobs or 0
+        top = tuple([(token, self._prompt_logprob) for token in range(num_top)])
+        return TokenScore(self._prompt_logprob, 1, top)
 
     def _recite(self, scheduled: ScheduledSequence) -> tuple[int, ...]:
         """The next token, and one more for each draft that recites correctly."""
@@ -115,9 +140,12 @@ class ScriptedRunner:
 class ScriptedStep:
     """A `PendingStep` that ends at a given time, or goes wrong."""
 
-    def __init__(self, fault: Fault | None, results: Seq[Seq[int]], ends_s: float) -> None:
+    def __init__(
+        self, fault: Fault | None, results: Seq[Seq[int]], scores: StepScores | None, ends_s: float
+    ) -> None:
         self._fault = fault
         self._results = results
+        self._scores = scores
         self._ends_s = ends_s
 
     def tokens(self) -> Seq[Seq[int]]:
@@ -127,6 +155,10 @@ class ScriptedStep:
         if self._ends_s:
             time.sleep(max(0.0, self._ends_s - time.monotonic()))
         return self._results
+
+    def scores(self) -> StepScores | None:
+        """See `PendingStep.scores`."""
+        return self._scores
 
 
 class ScriptedSleeper:
@@ -176,7 +208,7 @@ def build_scripted_engine(
         vocab_size=int(config["vocab_size"]),
     )
     sleeper = ScriptedSleeper(options) if options.can_sleep else Sleepless("it was scripted to stay awake")
-    runner = ScriptedRunner(options, eos_token_id)
+    runner = ScriptedRunner(options, eos_token_id, facts.vocab_size)
     return TextEngine(scheduler, runner, facts.vocab_size, sleeper=sleeper), facts
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from inference_server.engine.contract import Sleeper, Sleepless, StepRunner
 from inference_server.engine.memory_errors import is_out_of_memory
+from inference_server.engine.scoring import with_scores
 from inference_server.errors import InsufficientMemory, InternalError, InvalidRequest, SleepUnsupported
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
@@ -174,6 +175,9 @@ class TextEngine:
         seconds = self._duration(step)
         failures = self._drop_invalid(step.batch, sampled)
         deltas = self._scheduler.commit(step.batch, sampled)
+        scores = step.pending.scores()
+        if scores is not None:
+            deltas = with_scores(deltas, scores)
         self._scheduler.observe(step.batch, seconds)
         return StepOutcome(tuple(deltas), failures, self._stats(step.batch, seconds))
 

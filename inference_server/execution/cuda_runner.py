@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import Any
 
+import numpy as np
 import torch
 
 from inference_server.execution.attention.binding import StepSlot
@@ -21,8 +22,11 @@ from inference_server.execution.pending import DeviceStep
 from inference_server.execution.rows import SampleRow, sample_rows
 from inference_server.execution.runner import is_fatal
 from inference_server.execution.sampler import Sampler
+from inference_server.execution.scoring import plan_scores, score
 from inference_server.execution.upload import upload
 from inference_server.scheduling.batch import Batch
+
+_NO_INTS = np.empty(0, dtype=np.int32)
 
 
 class CudaRunner:
@@ -89,23 +93,29 @@ class CudaRunner:
         host = self._inputs.plan(batch, self._last_rows)
         rows = sample_rows(batch)
         plan = self._sampler.plan(rows, self._vocab_size)
+        scoring = plan_scores(batch, rows)
+        score_ints = _NO_INTS if scoring is None else scoring.ints()
         size = self.graphs.size_for(host.num_seqs) if self.graphs is not None and host.is_decode else None
         head = host.head if size is None else host.padded_head(size)
-        ints, floats = upload([head, *host.arrays(), plan.ints()], plan.floats(), self._device)
-        there, sources, chosen_rows, query_starts, places, values, plan_ints = ints
+        arrays = [head, *host.arrays(), plan.ints(), score_ints]
+        ints, floats = upload(arrays, plan.floats(), self._device)
+        there, sources, chosen_rows, query_starts, places, values, plan_ints, scored = ints
         self._tables.apply(places, values)
         input_ids = self._carry(there[: host.num_tokens], sources)
         if size is None:
             step = paged_step(host, there, input_ids, query_starts, chosen_rows, self._tables.device)
             logits = self.forward(step)
-            tokens = greedy(logits) if plan.is_greedy else None
+            tokens = greedy(logits[: len(rows)]) if plan.is_greedy else None
         else:
             logits, tokens = self._replay(size, there, host, chosen_rows)
+            tokens = tokens[: len(rows)]
         if tokens is None or not plan.is_greedy:
-            last_tokens = input_ids[chosen_rows.long()]
-            tokens = self._sampler.choose(logits, plan, plan_ints, floats, last_tokens)
+            last_tokens = input_ids[chosen_rows[: len(rows)].long()]
+            tokens = self._sampler.choose(logits[: len(rows)], plan, plan_ints, floats, last_tokens)
         self._remember(rows, tokens)
-        return DeviceStep(batch, tokens)
+        if scoring is None:
+            return DeviceStep(batch, tokens)
+        return DeviceStep(batch, tokens, scoring, score(logits, scoring, scored, tokens))
 
     def _carry(self, input_ids: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """Put the tokens that the last step chose where the host did not know them; in place."""

@@ -46,7 +46,7 @@ class StepInput:
     chunks: tuple[Chunk, ...]
     groups: tuple[DecodeGroup, ...]
     fresh_blocks: torch.Tensor | None  # [n], blocks begun and not filled in this step
-    sample_rows: torch.Tensor  # [num_samples], rows whose logits are wanted
+    sample_rows: torch.Tensor  # [num_samples], rows whose logits are wanted: sampled ones, then scored ones
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)  # made once per step
 
 
@@ -75,6 +75,7 @@ class InputBuilder:
         decodes: list[tuple[int, int, list[int]]] = []  # row, length, blocks
         fresh: list[int] = []
         sample_rows: list[int] = []
+        score_rows: list[int] = []
         for item in batch.scheduled:
             row = len(tokens)
             end = item.start + item.num_new_tokens
@@ -92,6 +93,8 @@ class InputBuilder:
             if item.samples:
                 first_row = row + item.num_new_tokens - 1 - len(item.draft_token_ids)
                 sample_rows += range(first_row, row + item.num_new_tokens)
+            if item.scored:
+                score_rows += [row + offset for offset in item.scored_offsets]
         return StepInput(
             input_ids=self._ints([tokens]),
             position_ids=self._ints([positions]),
@@ -99,7 +102,7 @@ class InputBuilder:
             chunks=tuple(chunks),
             groups=tuple(self._group(decodes)),
             fresh_blocks=self._ints(fresh) if fresh else None,
-            sample_rows=self._ints(sample_rows),
+            sample_rows=self._ints(sample_rows + score_rows),
         )
 
     def _blocks(self, item: ScheduledSequence, end: int) -> list[int]:

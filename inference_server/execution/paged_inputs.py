@@ -152,12 +152,16 @@ def _sources(
 
 
 def _sample_rows(batch: Batch, items: Seq[ScheduledSequence], ends: np.ndarray) -> Ints:
-    """In the order of `batch.sampling`, which need not be that of the rows."""
+    """In the order of `batch.sampling`, which need not be that of the rows; then those that give scores."""
     last = {item.sequence.request_id: int(end) for item, end in zip(items, ends, strict=True)}
     rows: list[int] = []
     for item in batch.sampling:
         end = last[item.sequence.request_id]
         rows += range(end - 1 - len(item.draft_token_ids), end)
+    for item in batch.scheduled:
+        if item.scored:
+            first = last[item.sequence.request_id] - item.num_new_tokens
+            rows += [first + offset for offset in item.scored_offsets]
     return np.array(rows, dtype=np.int32)
 
 

@@ -1,8 +1,9 @@
-"""Penalties and forbidden ends, for all rows of a step at once.
+"""Penalties, biases, forbidden ends and allowed tokens, for all rows of a step at once.
 
 The host says which token ids of which row change and by how much; the device changes them. Nothing here
 waits for the device. Repetition penalty as in CTRL (arXiv:1909.05858), over prompt and output; presence and
-frequency penalties as OpenAI defines them, over the output.
+frequency penalties as OpenAI defines them, over the output; then biases are added, as they are given; what is
+forbidden, and what is not among the allowed tokens, is out whatever its logit.
 """
 
 from __future__ import annotations
@@ -18,30 +19,29 @@ from inference_server.execution.rows import SampleRow
 
 
 def needs_processing(row: SampleRow) -> bool:
-    """Whether penalties or a minimum length change this row's logits."""
+    """Whether anything here changes this row's logits."""
     sampling = row.sequence.sampling
-    return (
-        sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-        or sampling.repetition_penalty != 1.0
-        or row.num_output_tokens < sampling.min_tokens
-    )
+    return sampling.changes_logits or row.num_output_tokens < sampling.min_tokens
 
 
 @dataclass(slots=True)
 class PenaltyPlan:
     """(row, token id) pairs of one step, as plain numbers.
 
-    The first half of `ints` are rows, the second their token ids; `num_repeated` pairs take the repetition
-    penalty, then `num_counted` pairs take presence and frequency penalties, `num_ends` are forbidden.
-    `carried_*` name rows whose last token only the device knows.
+    `repeated` pairs take the repetition penalty, `counted` ones presence and frequency penalties, `biased`
+    ones their bias; `ends` are forbidden; `allowed` are all that `limited_rows` may choose. `carried_*` name
+    rows whose last token only the device knows.
     """
 
     repeated: list[tuple[int, int]] = field(default_factory=list)
     repetition: list[float] = field(default_factory=list)
     counted: list[tuple[int, int]] = field(default_factory=list)
     deduction: list[float] = field(default_factory=list)
+    biased: list[tuple[int, int]] = field(default_factory=list)
+    bias: list[float] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)
+    allowed: list[tuple[int, int]] = field(default_factory=list)
+    limited_rows: list[int] = field(default_factory=list)
     carried_repeated: list[int] = field(default_factory=list)
     carried_repetition: list[float] = field(default_factory=list)
     carried_counted: list[int] = field(default_factory=list)
@@ -50,44 +50,59 @@ class PenaltyPlan:
 
     def add(self, number: int, row: SampleRow, eos_token_ids: Seq[int], vocab_size: int) -> None:
         """Note what changes in row `number` of the logits."""
-        sampling, sequence = row.sequence.sampling, row.sequence
-        penalty, frequency, presence = (
-            sampling.repetition_penalty,
-            sampling.frequency_penalty,
-            sampling.presence_penalty,
-        )
-        if penalty != 1.0:
-            seen = {*sequence.token_ids, *row.drafts}
-            self.repeated += [(number, token) for token in seen]
-            self.repetition += [penalty] * len(seen)
-            if row.carries:
-                self.carried_repeated.append(number)
-                self.carried_repetition.append(penalty)
-        if frequency != 0.0 or presence != 0.0:
-            counts = Counter([*sequence.output_token_ids, *row.drafts])
-            self.counted += [(number, token) for token in counts]
-            self.deduction += [frequency * count + presence for count in counts.values()]
-            if row.carries:
-                self.carried_counted.append(number)
-                self.carried_frequency.append(frequency)
-                self.carried_presence.append(presence)
+        sampling = row.sequence.sampling
+        if sampling.repetition_penalty != 1.0:
+            self._add_repetition(number, row, sampling.repetition_penalty)
+        if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
+            self._add_counts(number, row, sampling.frequency_penalty, sampling.presence_penalty)
+        if sampling.logit_bias:
+            known = [(token, bias) for token, bias in sampling.logit_bias if token < vocab_size]
+            self.biased += [(number, token) for token, _ in known]
+            self.bias += [bias for _, bias in known]
         if row.num_output_tokens < sampling.min_tokens:
             ends = {*eos_token_ids, *sampling.stop_token_ids}
             self.ends += [(number, token) for token in ends if token < vocab_size]
+        if sampling.allowed_token_ids:
+            self.limited_rows.append(number)
+            self.allowed += [(number, token) for token in sampling.allowed_token_ids if token < vocab_size]
+
+    def _add_repetition(self, number: int, row: SampleRow, penalty: float) -> None:
+        seen = {*row.sequence.token_ids, *row.drafts}
+        self.repeated += [(number, token) for token in seen]
+        self.repetition += [penalty] * len(seen)
+        if row.carries:
+            self.carried_repeated.append(number)
+            self.carried_repetition.append(penalty)
+
+    def _add_counts(self, number: int, row: SampleRow, frequency: float, presence: float) -> None:
+        counts = Counter([*row.sequence.output_token_ids, *row.drafts])
+        self.counted += [(number, token) for token in counts]
+        self.deduction += [frequency * count + presence for count in counts.values()]
+        if row.carries:
+            self.carried_counted.append(number)
+            self.carried_frequency.append(frequency)
+            self.carried_presence.append(presence)
 
     def __bool__(self) -> bool:
         return bool(
-            self.repeated or self.counted or self.ends or self.carried_repeated or self.carried_counted
+            self.repeated
+            or self.counted
+            or self.biased
+            or self.ends
+            or self.limited_rows
+            or self.carried_repeated
+            or self.carried_counted
         )
 
     def ints(self) -> list[int]:
         """Rows and token ids, to be uploaded."""
-        pairs = [*self.repeated, *self.counted, *self.ends]
+        pairs = [*self.repeated, *self.counted, *self.biased, *self.ends, *self.allowed]
         return [
             *(row for row, _ in pairs),
             *(token for _, token in pairs),
             *self.carried_repeated,
             *self.carried_counted,
+            *self.limited_rows,
         ]
 
     def floats(self) -> list[float]:
@@ -98,6 +113,7 @@ class PenaltyPlan:
             *self.deduction,
             *self.carried_frequency,
             *self.carried_presence,
+            *self.bias,
         ]
 
     def apply(
@@ -107,21 +123,17 @@ class PenaltyPlan:
 
         ints, floats: the uploaded numbers. last_tokens [num_rows]: the input token of each row.
         """
-        sizes = [len(self.repeated), len(self.counted), len(self.ends)]
-        num_pairs, num_again, num_once_more = (
-            sum(sizes),
-            len(self.carried_repeated),
-            len(self.carried_counted),
+        sizes = [len(self.repeated), len(self.counted), len(self.biased), len(self.ends), len(self.allowed)]
+        num_again, num_once_more = len(self.carried_repeated), len(self.carried_counted)
+        rows, tokens, again, once_more, limited = torch.split(
+            ints.long(), [sum(sizes), sum(sizes), num_again, num_once_more, len(self.limited_rows)]
         )
-        rows, tokens, again, once_more = torch.split(
-            ints.long(), [num_pairs, num_pairs, num_again, num_once_more]
-        )
-        factors, deduction, frequency, presence = torch.split(
-            floats.to(logits.dtype), [sizes[0] + num_again, sizes[1], num_once_more, num_once_more]
+        factors, deduction, frequency, presence, bias = torch.split(
+            floats.to(logits.dtype), [sizes[0] + num_again, sizes[1], num_once_more, num_once_more, sizes[2]]
         )
         width = logits.shape[1]
         flat = logits.view(-1)
-        repeated, counted, ends = torch.split(rows * width + tokens, sizes)
+        repeated, counted, biased, ends, allowed = torch.split(rows * width + tokens, sizes)
         if len(factors):
             _repeat(flat, torch.cat([repeated, again * width + last_tokens[again]]), factors)
         if sizes[1]:
@@ -131,7 +143,13 @@ class PenaltyPlan:
             known = (places[:, None] == counted[None, :]).any(dim=1)
             flat.index_add_(0, places, -(frequency + presence.masked_fill(known, 0.0)))
         if sizes[2]:
+            flat.index_add_(0, biased, bias)
+        if sizes[3]:
             flat.index_fill_(0, ends, float("-inf"))
+        if len(limited):
+            kept = flat[allowed]
+            logits.index_fill_(0, limited, float("-inf"))
+            flat.index_copy_(0, allowed, kept)
 
 
 def _repeat(flat: torch.Tensor, places: torch.Tensor, factors: torch.Tensor) -> None:

@@ -1,21 +1,23 @@
 """Which rows of a step are sampled, what stands before each, and which of the results count.
 
 A sequence that samples has one row, or with drafts one more for each draft: the row of its last own token
-and the rows of the drafts. Pure; knows no tensors.
+and the rows of the drafts. After all of these come the rows that give scores of prompts. Pure; knows no
+tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from operator import attrgetter
+
+import msgspec
 
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch, ScheduledSequence
 from inference_server.scheduling.sequence import Sequence
 from inference_server.types import GenerationRequest, SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRow:
+class SampleRow(msgspec.Struct, frozen=True, gc=False):
     """One token to choose: the one at `position` of `sequence`.
 
     Before it stand the sequence's own tokens, then `drafts`; with `carries` one token more, which the step
@@ -62,6 +64,14 @@ def sample_rows(batch: Batch) -> list[SampleRow]:
         else:
             rows += [SampleRow(item.sequence, first + n, drafts[:n]) for n in range(len(drafts) + 1)]
     return rows
+
+
+_is_plain = attrgetter("sequence.is_plain")
+
+
+def all_plain(rows: Seq[SampleRow]) -> bool:
+    """Whether every row's token is its largest logit's, and nothing else is asked for."""
+    return all(map(_is_plain, rows))
 
 
 def accepted_tokens(batch: Batch, sampled: Seq[int]) -> list[tuple[int, ...]]:

@@ -15,9 +15,10 @@ import torch
 
 from inference_server.execution.attention.binding import LayerBinding, StepSlot, bind
 from inference_server.execution.attention.contract import AttentionBackend, StepT
+from inference_server.execution.choice import finish_step
 from inference_server.execution.inputs import InputBuilder, StepInput
 from inference_server.execution.kv_cache import KVCache
-from inference_server.execution.rows import accepted_tokens, lone_prompt, sample_rows
+from inference_server.execution.rows import lone_prompt
 from inference_server.execution.sampler import Sampler
 from inference_server.loading.loader import storages
 from inference_server.scheduling.batch import Batch
@@ -70,8 +71,7 @@ class Runner:
         step = self._inputs.build(batch)
         if step.fresh_blocks is not None:
             self._cache.clear(step.fresh_blocks)
-        sampled = self._sampler.sample(self.forward(step), sample_rows(batch))
-        return FinishedStep(accepted_tokens(batch, sampled))
+        return finish_step(batch, self.forward(step), self._sampler)
 
     @torch.inference_mode()
     def prompt_logits(self, token_ids: Seq[int]) -> np.ndarray:

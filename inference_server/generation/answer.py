@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from inference_server.errors import InternalError
-from inference_server.generation.detokenizer import Detokenizer
+from inference_server.generation.answer_text import AnswerText
 from inference_server.generation.recorder import AnswerRecorder
-from inference_server.generation.requests import TextDelta
-from inference_server.generation.stopping import StopStrings
+from inference_server.generation.requests import TextDelta, TextRequest
+from inference_server.generation.scores import ScoredToken, SharedPrompt
 from inference_server.types import FinishReason, GenerationRequest, TokenDelta
 from inference_server.worker.handle import Worker
 
@@ -24,19 +25,27 @@ class Answer:
         request: GenerationRequest,
         worker: Worker,
         *,
-        detokenizer: Detokenizer,
-        stops: StopStrings,
+        wanted: TextRequest,
+        prompt: SharedPrompt,
+        text: AnswerText,
         recorder: AnswerRecorder,
     ) -> None:
-        self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_output_tokens = 0
         self.num_cached_tokens = 0
+        self._sum_logprobs = 0.0
         self._index = index
         self._request = request
         self._worker = worker
-        self._detokenizer = detokenizer
-        self._stops = stops
+        self._wanted = wanted
+        self._prompt = prompt
+        self._text = text
         self._recorder = recorder
+        self._is_echoed = not wanted.echo
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model found its tokens, on average; of a request with `logprobs`."""
+        return self._sum_logprobs / max(1, self.num_output_tokens)
 
     async def deltas(self) -> AsyncGenerator[TextDelta, None]:
         """The text as it comes; the last piece has a finish reason. Closing it aborts the work.
@@ -46,37 +55,62 @@ class Answer:
         """
         async with aclosing(self._worker.generate(self._request)) as tokens:
             async for delta in tokens:
-                text, reason = self._advance(delta)
-                if reason is not None:
-                    self._recorder.finished(reason, self.num_output_tokens)
-                    yield TextDelta(self._index, text, reason)
+                if delta.prompt_scores:
+                    self._prompt.add(delta.prompt_scores)
+                if not delta.token_ids and delta.finish_reason is None:
+                    continue
+                piece = self._advance(delta)
+                if not self._is_echoed:
+                    piece = await self._echoed(piece)
+                if piece.finish_reason is not None:
+                    self._recorder.finished(piece.finish_reason, self.num_output_tokens)
+                    yield piece
                     return
-                if text:
-                    yield TextDelta(self._index, text)
+                if piece.text or piece.scored:
+                    yield piece
         raise InternalError("the model ended the request without an answer")
 
-    def _advance(self, delta: TokenDelta) -> tuple[str, FinishReason | None]:
-        self.num_cached_tokens += delta.num_cached_tokens
+    def _advance(self, delta: TokenDelta) -> TextDelta:
         if delta.finish_reason is FinishReason.ABORT:
             raise InternalError("the model gave up the request")
-        ended = delta.finish_reason is FinishReason.STOP  # its last token says that it ended; it is no text
-        text, num_tokens = self._say(delta.token_ids[:-1] if ended else delta.token_ids)
-        num_tokens += ended and not self._stops.stopped
+        self.num_cached_tokens += delta.num_cached_tokens
+        # The token that says that the answer ends is no text.
+        hides_last = delta.finish_reason is FinishReason.STOP and not self._wanted.include_stop
+        text, num_tokens = self._text.feed(
+            delta.token_ids[:-1] if hides_last else delta.token_ids, delta.scores
+        )
+        if delta.finish_reason is not None:
+            text += self._text.finish()
+            num_tokens += hides_last and self._text.stop is None
+        self._count(delta, num_tokens)
+        return self._piece(delta, text)
+
+    def _count(self, delta: TokenDelta, num_tokens: int) -> None:
         self.num_output_tokens += num_tokens
         self._recorder.tokens(num_tokens)
-        if delta.finish_reason is not None and not self._stops.stopped:
-            text += self._stops.feed(self._detokenizer.flush())
-            text += "" if self._stops.stopped else self._stops.flush()
-        return text, FinishReason.STOP if self._stops.stopped else delta.finish_reason
+        if delta.scores:
+            self._sum_logprobs += sum(score.logprob for score in delta.scores[:num_tokens])
 
-    def _say(self, token_ids: Sequence[int]) -> tuple[str, int]:
-        """The text of these tokens, and how many they are, up to the one that completes a stop string."""
-        text = ""
-        for num_tokens, token_id in enumerate(token_ids, 1):
-            text += self._stops.feed(self._detokenizer.feed((token_id,)))
-            if self._stops.stopped:
-                return text, num_tokens
-        return text, len(token_ids)
+    def _piece(self, delta: TokenDelta, text: str) -> TextDelta:
+        stop = self._text.stop
+        if stop is not None:
+            return TextDelta(self._index, text, FinishReason.STOP, stop, self._text.scored(finished=True))
+        reason = delta.finish_reason
+        why = None
+        if reason is FinishReason.STOP and delta.token_ids[-1] in self._request.sampling.stop_token_ids:
+            why = delta.token_ids[-1]
+        return TextDelta(self._index, text, reason, why, self._text.scored(finished=reason is not None))
+
+    async def _echoed(self, piece: TextDelta) -> TextDelta:
+        """The first piece, with the prompt before it."""
+        self._is_echoed = True
+        before: tuple[ScoredToken, ...] = ()
+        if self._wanted.sampling.logprobs is not None:
+            before = await self._prompt.complete()
+        if self._wanted.echo_only:
+            self.num_output_tokens = 0
+            return replace(piece, text=self._prompt.text, finish_reason=FinishReason.LENGTH, scored=before)
+        return replace(piece, text=self._prompt.text + piece.text, scored=before + piece.scored)
 
 
 async def merged(answers: Sequence[Answer]) -> AsyncGenerator[TextDelta, None]:

@@ -11,13 +11,16 @@ _MIN_CONTEXT, _MAX_CONTEXT = 4, 24  # prompt tokens that decide how the first wo
 
 
 class Detokenizer:
-    """The text of one output. Special tokens give no text. Owner: the request."""
+    """The text of one output. Special tokens give no text unless asked for. Owner: the request."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skips = skip_special_tokens
         self._context = self._tail(prompt_token_ids)  # ids whose text is out already
         self._pending: list[int] = []  # ids whose text is not complete yet
-        self._stream = DecodeStream(ids=self._context, skip_special_tokens=True)
+        self._stream = DecodeStream(ids=self._context, skip_special_tokens=self._skips)
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; empty while a character is incomplete."""
@@ -27,8 +30,8 @@ class Detokenizer:
         """What is left at the end: an incomplete character comes out as U+FFFD."""
         if not self._pending:
             return ""
-        before = self._tokenizer.decode(self._context)
-        after = self._tokenizer.decode([*self._context, *self._pending])
+        before = self._decoded(self._context)
+        after = self._decoded([*self._context, *self._pending])
         self._pending = []
         return after[len(before) :] if after.startswith(before) else ""
 
@@ -46,7 +49,7 @@ class Detokenizer:
     def _restart(self) -> str:
         text = self.flush()
         self._context = []
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=self._skips)
         return text
 
     def _tail(self, token_ids: Sequence[int]) -> list[int]:
@@ -54,6 +57,9 @@ class Detokenizer:
         tail: list[int] = []
         for length in range(min(_MIN_CONTEXT, len(token_ids)), min(_MAX_CONTEXT, len(token_ids)) + 1):
             tail = list(token_ids[len(token_ids) - length :])
-            if not self._tokenizer.decode(tail).startswith("�"):
+            if not self._decoded(tail).startswith("�"):
                 break
         return tail
+
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=self._skips))

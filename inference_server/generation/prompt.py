@@ -19,6 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from inference_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
+from inference_server.generation.requests import ChatPrompt
+from inference_server.generation.token_texts import TokenTexts
 
 MAX_RENDERED_CHARS = 8 * 1024 * 1024
 
@@ -34,10 +36,12 @@ class PromptTemplate:
             self.tokenizer.no_padding()
         except Exception as error:
             raise ModelLoadFailed(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
+        self.texts = TokenTexts(self.tokenizer)
         config = _read_json(folder / "tokenizer_config.json")
         self._names = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
         self._specials = _special_tokens(self.tokenizer)
-        self._seam = f"\ue000{secrets.token_hex(8)}\ue001"  # where special-token text is cut, see _defuse
+        self._seam = f"\ue000{secrets.token_hex(8)}\ue001"  # where special-token text is cut, see _defused
+        self._end = f"\ue000{secrets.token_hex(8)}\ue002"  # where a message ends that is to be continued
         self._template = _compile(_template_source(folder, config))
 
     @property
@@ -45,36 +49,51 @@ class PromptTemplate:
         """Whether the model defines how a conversation is written."""
         return self._template is not None
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a plain prompt, with the special tokens that the tokenizer itself adds."""
-        return list(self.tokenizer.encode(text, add_special_tokens=True).ids)
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the tokenizer itself adds, if wanted."""
+        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> list[int]:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         """Token ids of a conversation. Text that spells a special token is encoded as text.
 
         Raises:
             UnsupportedParameter: the model has no chat template.
             InvalidRequest: the template refuses these messages.
         """
-        text = self.render(messages, add_generation_prompt=add_generation_prompt)
         ids: list[int] = []
-        for piece in text.split(self._seam):
-            ids += self.tokenizer.encode(piece, add_special_tokens=False).ids
+        for number, piece in enumerate(self.render(prompt).split(self._seam)):
+            adds = prompt.add_special_tokens and number == 0
+            ids += self.tokenizer.encode(piece, add_special_tokens=adds).ids
         return ids
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
-        """The conversation as the template writes it, with seams inside spelled-out special tokens."""
+    def render(self, prompt: ChatPrompt) -> str:
+        """The conversation as the template writes it, with seams inside spelled-out special tokens.
+
+        Raises: as `encode_chat`.
+        """
         if self._template is None:
             raise UnsupportedParameter(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
+        messages = [self._defused(message) for message in prompt.messages]
+        if prompt.continue_final_message:
+            messages[-1] = _marked(messages[-1], self._end)
         variables = {
+            **self._defused(prompt.variables),
             **self._names,
-            "messages": [self._defused(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
+            "messages": messages,
+            "add_generation_prompt": prompt.add_generation_prompt and not prompt.continue_final_message,
         }
+        text = self._written(self._template, variables)
+        return self._cut(text) if prompt.continue_final_message else text
+
+    def _written(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         try:
-            return _joined(self._template.generate(variables))
+            return _joined(template.generate(variables))
         except InvalidRequest:
             raise
         except _TemplateRefusal as refusal:
@@ -84,6 +103,16 @@ class PromptTemplate:
                 f"the model's chat template cannot write these messages ({type(error).__name__})",
                 param="messages",
             ) from error
+
+    def _cut(self, text: str) -> str:
+        """The text up to where the last message's own ends."""
+        before, mark, _ = text.rpartition(self._end)
+        if not mark:
+            raise InvalidRequest(
+                "continue_final_message: the model's chat template does not write the last message as it is",
+                param="continue_final_message",
+            )
+        return before
 
     def _defused(self, value: Any) -> Any:
         """A copy of `value` in which no string spells a special token without a seam inside."""
@@ -97,6 +126,11 @@ class PromptTemplate:
         if isinstance(value, (list, tuple)):
             return [self._defused(entry) for entry in value]
         return value
+
+
+def _marked(message: Mapping[str, Any], mark: str) -> dict[str, Any]:
+    """A message whose text ends with a mark."""
+    return {**message, "content": str(message["content"]) + mark}
 
 
 def _joined(pieces: Iterator[str]) -> str:

@@ -34,10 +34,13 @@ class RequestRecorder:
         self._stage = "prefill"
         self._series.queue_time.observe(self.elapsed_s)
 
-    def submitted(self, num_prompt_tokens: int) -> AnswerRecorder:
-        """The prompt of one answer goes to the worker."""
-        self._series.prompt_tokens.inc(num_prompt_tokens)
-        self._series.prompt_length.observe(num_prompt_tokens)
+    def prompt(self, num_tokens: int) -> None:
+        """A prompt, of one or several answers, goes to the worker."""
+        self._series.prompt_tokens.inc(num_tokens)
+        self._series.prompt_length.observe(num_tokens)
+
+    def submitted(self) -> AnswerRecorder:
+        """One answer is asked of the worker."""
         return AnswerRecorder(self._series, self._clock, self._arrived_s, self._decoding)
 
     def refused(self, code: str) -> None:

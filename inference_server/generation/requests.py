@@ -8,20 +8,30 @@ from typing import Any
 
 import msgspec
 
+from inference_server.generation.scores import ScoredToken
 from inference_server.types import FinishReason
 
 
 class ChatPrompt(msgspec.Struct, frozen=True):
-    """A conversation for the model's chat template."""
+    """A conversation for the model's chat template.
+
+    With `continue_final_message` the prompt ends inside the last message, for the model to go on with it.
+    `variables` are more that the template may look at: names that the API allows, and plain values. A
+    template writes the special tokens itself; `add_special_tokens` adds those of a plain text as well.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = {}
+    add_special_tokens: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True):
-    """Plain text."""
+    """Plain text. `add_special_tokens`: with those that the tokenizer puts around a text."""
 
     text: str
+    add_special_tokens: bool = True
 
 
 class TokenPrompt(msgspec.Struct, frozen=True):
@@ -52,30 +62,54 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer per prompt is wanted. `request_id` is the server's own, unique in it.
+    """`num_answers` answers per prompt are wanted. `request_id` is the server's own, unique in it.
 
-    `timeout_s` is counted from the moment the service takes the request; it can only shorten the server's.
-    `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as its entry says.
+    With `best_of`, so many are generated for each prompt and the likeliest `num_answers` are given. `echo`
+    puts the prompt before each answer; with `echo_only` nothing comes after it. `include_stop`: what ended an
+    answer is part of it. `timeout_s` is counted from the moment the service takes the request; it can only
+    shorten the server's. `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as
+    its entry says.
     """
 
     request_id: str
     model: str
     prompts: tuple[Prompt, ...]
     sampling: SamplingOptions = SamplingOptions()
+    num_answers: int = 1
+    best_of: int | None = None
     stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    echo: bool = False
+    echo_only: bool = False
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
     keep_alive_s: float | None = None
 
+    @property
+    def num_candidates(self) -> int:
+        """Answers to generate per prompt."""
+        return max(self.num_answers, self.best_of or 1)
+
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of answer `index`. `finish_reason` is on its last piece only."""
+    """A piece of answer `index`. `finish_reason` is on its last piece only.
+
+    `stop_reason`: the stop string or stop token id that ended it, if one did. `scored`: the tokens that begin
+    in this piece, if their log-probabilities were asked for.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    scored: tuple[ScoredToken, ...] = ()

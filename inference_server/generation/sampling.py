@@ -1,16 +1,55 @@
-"""Merges what a client set with the model's defaults, and checks that prompt and answer fit. Pure."""
+"""Merges what a client set with the model's defaults, and checks that it fits the model. Pure."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from inference_server.config.catalog import SamplingDefaults
 from inference_server.errors import ContextTooLong, InvalidRequest
-from inference_server.generation.requests import SamplingOptions
+from inference_server.generation.requests import SamplingOptions, TextRequest
 from inference_server.types import SamplingParams
 
 T = TypeVar("T")
+_SEEDS = 2**64
 GREEDY_BELOW = 1e-5  # a smaller temperature would only overflow; it means greedy
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What a model allows a request. `max_model_len`: tokens of prompt and output together."""
+
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+def scored_options(request: TextRequest) -> SamplingOptions:
+    """The options, with the scores that other wishes need.
+
+    An echoed prompt is told with the same log-probabilities as the answer, and the likeliest of several
+    answers is known by its tokens' own.
+    """
+    options = request.sampling
+    if request.echo and options.logprobs is not None:
+        wanted = max(options.logprobs, options.prompt_logprobs or 0)
+        options = msgspec.structs.replace(options, prompt_logprobs=wanted)
+    if request.num_candidates > request.num_answers and options.logprobs is None:
+        options = msgspec.structs.replace(options, logprobs=0)
+    return options
+
+
+def candidate_sampling(sampling: SamplingParams, number: int) -> SamplingParams:
+    """The parameters of the answer with this number, from 0, to one prompt.
+
+    Each has a seed of its own: the request's plus its number. The first alone brings the prompt's scores.
+    """
+    if number == 0 or (sampling.seed is None and sampling.prompt_logprobs is None):
+        return sampling
+    seed = None if sampling.seed is None else (sampling.seed + number) % _SEEDS
+    return msgspec.structs.replace(sampling, seed=seed, prompt_logprobs=None)
 
 
 def resolve_sampling(
@@ -18,7 +57,7 @@ def resolve_sampling(
     defaults: SamplingDefaults,
     *,
     num_prompt_tokens: int,
-    max_model_len: int,
+    limits: ModelLimits,
     prompt_param: str = "messages",
 ) -> SamplingParams:
     """The parameters that the worker gets.
@@ -28,11 +67,13 @@ def resolve_sampling(
 
     Raises:
         ContextTooLong: the prompt, or prompt and `max_tokens` together, exceed the context.
-        InvalidRequest: the prompt is empty, or `min_tokens` exceeds `max_tokens`.
+        InvalidRequest: the prompt is empty, `min_tokens` exceeds `max_tokens`, a token id is none of the
+            model's, or no token is left to choose.
     """
     if num_prompt_tokens == 0:
         raise InvalidRequest("the prompt is empty", param=prompt_param)
-    max_tokens = _max_tokens(options, defaults, num_prompt_tokens, max_model_len, prompt_param)
+    _check_token_ids(options, limits)
+    max_tokens = _max_tokens(options, defaults, num_prompt_tokens, limits.max_model_len, prompt_param)
     if options.min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {options.min_tokens}, which exceeds max_tokens ({max_tokens})", param="min_tokens"
@@ -51,7 +92,32 @@ def resolve_sampling(
         repetition_penalty=_first(options.repetition_penalty, defaults.repetition_penalty, 1.0),
         stop_token_ids=options.stop_token_ids,
         ignore_eos=options.ignore_eos,
+        logit_bias=options.logit_bias,
+        allowed_token_ids=options.allowed_token_ids,
+        logprobs=options.logprobs,
+        prompt_logprobs=options.prompt_logprobs,
     )
+
+
+def _check_token_ids(options: SamplingOptions, limits: ModelLimits) -> None:
+    named = (
+        ("logit_bias", [token for token, _ in options.logit_bias]),
+        ("allowed_token_ids", options.allowed_token_ids),
+    )
+    for name, token_ids in named:
+        if token_ids and max(token_ids) >= limits.vocab_size:
+            raise InvalidRequest(
+                f"{name}: token {max(token_ids)} is none of this model's, which has ids 0 to "
+                f"{limits.vocab_size - 1}",
+                param=name,
+            )
+    ends = limits.eos_token_ids | set(options.stop_token_ids)
+    if options.min_tokens and options.allowed_token_ids and ends.issuperset(options.allowed_token_ids):
+        raise InvalidRequest(
+            "allowed_token_ids are all end or stop tokens, and min_tokens forbids these at first; allow "
+            "another token, or leave out min_tokens",
+            param="allowed_token_ids",
+        )
 
 
 def _max_tokens(

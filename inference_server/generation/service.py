@@ -16,7 +16,6 @@ from inference_server import __version__
 from inference_server.config.catalog import ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import (
-    DeadlineExceeded,
     HelixFlowError,
     InvalidRequest,
     ShuttingDown,
@@ -24,13 +23,29 @@ from inference_server.errors import (
 )
 from inference_server.generation.admission import Admission
 from inference_server.generation.answer import Answer, merged
+from inference_server.generation.answer_text import AnswerText
+from inference_server.generation.deadline import deadline
 from inference_server.generation.detokenizer import Detokenizer
 from inference_server.generation.prompt import PromptTemplate
 from inference_server.generation.recorder import Clock, RequestRecorder
-from inference_server.generation.requests import ChatPrompt, TextDelta, TextRequest, TokenPrompt
-from inference_server.generation.sampling import resolve_sampling
+from inference_server.generation.requests import (
+    ChatPrompt,
+    Prompt,
+    TextDelta,
+    TextPrompt,
+    TextRequest,
+    TokenPrompt,
+)
+from inference_server.generation.sampling import (
+    ModelLimits,
+    candidate_sampling,
+    resolve_sampling,
+    scored_options,
+)
+from inference_server.generation.scores import ScoreTrack, SharedPrompt
 from inference_server.generation.stopping import StopStrings
 from inference_server.generation.templates import Templates
+from inference_server.generation.tokenization import Tokenization
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import ModelPlan
@@ -44,11 +59,19 @@ from inference_server.types import GenerationRequest, SamplingParams, Usage
 class Generation:
     """A request that runs: iterate over `deltas` once; `usage` is complete when they have ended.
 
+    `answers` has `num_candidates` for each of `prompts`, of which `num_answers` are to be given.
     `fingerprint` changes whenever the same request might get another answer.
     """
 
+    prompts: tuple[SharedPrompt, ...]
     answers: tuple[Answer, ...]
+    num_answers: int
     fingerprint: str
+
+    @property
+    def num_candidates(self) -> int:
+        """Answers per prompt."""
+        return len(self.answers) // len(self.prompts)
 
     def deltas(self) -> AsyncGenerator[TextDelta, None]:
         """The text of all answers as it comes. Close it to abort.
@@ -61,11 +84,12 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far, of all answers together."""
+        """Tokens so far: each prompt once, and all answers to it, also those that are not given."""
+        first_answers = self.answers[:: self.num_candidates]  # the others find the prompt computed
         return Usage(
-            prompt_tokens=sum(answer.num_prompt_tokens for answer in self.answers),
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in self.prompts),
             completion_tokens=sum(answer.num_output_tokens for answer in self.answers),
-            cached_tokens=sum(answer.num_cached_tokens for answer in self.answers),
+            cached_tokens=sum(answer.num_cached_tokens for answer in first_answers),
         )
 
 
@@ -74,7 +98,7 @@ class _Encoded:
     """A request's prompts as token ids, with parameters that fit the model."""
 
     template: PromptTemplate
-    prompts: tuple[tuple[tuple[int, ...], SamplingParams], ...]
+    prompts: tuple[tuple[Prompt, tuple[int, ...], SamplingParams], ...]
 
 
 class GenerationService:
@@ -91,6 +115,7 @@ class GenerationService:
         self._clock = clock
         self._max_timeout_s = settings.request_timeout
         self._templates = Templates()
+        self.tokenization = Tokenization(manager, self._templates, self._max_timeout_s)
         self._admission = Admission(
             max_running=settings.max_num_seqs,
             max_queued=settings.max_num_queued_reqs,
@@ -136,7 +161,7 @@ class GenerationService:
         try:
             self._refuse_if_draining()
             _check_task(status.spec)
-            with self._admission.admitted(status.name, len(request.prompts)):
+            with self._admission.admitted(status.name, len(request.prompts) * request.num_candidates):
                 async with self._running(request, status, recorder, on_progress) as generation:
                     yield generation
             self._admission.observe(recorder.elapsed_s)
@@ -166,7 +191,7 @@ class GenerationService:
             on_progress=on_progress,
             keep_alive_s=request.keep_alive_s,
         )
-        async with acquiring as lease, _deadline(deadline_s - self._clock(), timeout_s):
+        async with acquiring as lease, deadline(deadline_s - self._clock(), timeout_s):
             if encoded is None or lease.plan is not plan:
                 encoded = await self._encode(request, lease.spec, lease.plan)
             recorder.leased()
@@ -174,19 +199,21 @@ class GenerationService:
 
     async def _encode(self, request: TextRequest, spec: ModelSpec, plan: ModelPlan) -> _Encoded:
         template = await self._templates.get(plan.load.folder)
-        prompts: list[tuple[tuple[int, ...], SamplingParams]] = []
+        prompts: list[tuple[Prompt, tuple[int, ...], SamplingParams]] = []
+        options = scored_options(request)
+        limits = ModelLimits(plan.max_model_len, plan.facts.vocab_size, plan.facts.eos_token_ids)
         for prompt in request.prompts:
             if isinstance(prompt, TokenPrompt):
                 _check_vocabulary(prompt.token_ids, plan.facts.vocab_size)
             token_ids = await self._templates.encode(template, prompt)
             sampling = resolve_sampling(
-                request.sampling,
+                options,
                 spec.defaults,
                 num_prompt_tokens=len(token_ids),
-                max_model_len=plan.max_model_len,
+                limits=limits,
                 prompt_param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
             )
-            prompts.append((token_ids, sampling))
+            prompts.append((prompt, token_ids, sampling))
         return _Encoded(template, tuple(prompts))
 
     def _refuse_if_draining(self) -> None:
@@ -199,25 +226,58 @@ class GenerationService:
 def _generation(
     request: TextRequest, lease: Lease, encoded: _Encoded, recorder: RequestRecorder
 ) -> Generation:
+    prompts: list[SharedPrompt] = []
     answers: list[Answer] = []
-    for index, (token_ids, sampling) in enumerate(encoded.prompts):
-        wanted = GenerationRequest(
-            request_id=f"{request.request_id}-{index}",
-            prompt_token_ids=token_ids,
-            sampling=sampling,
-            cache_salt=request.cache_salt,
-            priority=request.priority,
-        )
-        answer = Answer(
-            index,
-            wanted,
-            lease.worker,
-            detokenizer=Detokenizer(encoded.template.tokenizer, token_ids),
-            stops=StopStrings(request.stop),
-            recorder=recorder.submitted(len(token_ids)),
-        )
-        answers.append(answer)
-    return Generation(tuple(answers), fingerprint(lease.plan))
+    for prompt, token_ids, sampling in encoded.prompts:
+        recorder.prompt(len(token_ids))
+        prompts.append(_shared_prompt(request, encoded.template, prompt, token_ids))
+        for candidate in range(request.num_candidates):
+            wanted = GenerationRequest(
+                request_id=f"{request.request_id}-{len(answers)}",
+                prompt_token_ids=token_ids,
+                sampling=candidate_sampling(sampling, candidate),
+                cache_salt=request.cache_salt,
+                priority=request.priority,
+            )
+            answers.append(
+                Answer(
+                    len(answers),
+                    wanted,
+                    lease.worker,
+                    wanted=request,
+                    prompt=prompts[-1],
+                    text=_answer_text(request, encoded.template, prompts[-1]),
+                    recorder=recorder.submitted(),
+                )
+            )
+    return Generation(tuple(prompts), tuple(answers), request.num_answers, fingerprint(lease.plan))
+
+
+def _answer_text(request: TextRequest, template: PromptTemplate, prompt: SharedPrompt) -> AnswerText:
+    skips = request.skip_special_tokens
+    return AnswerText(
+        Detokenizer(template.tokenizer, prompt.token_ids, skip_special_tokens=skips),
+        StopStrings(request.stop, include=request.include_stop),
+        None if request.sampling.logprobs is None else ScoreTrack(template.texts),
+        num_chars_before=len(prompt.text) if request.echo else 0,
+    )
+
+
+def _shared_prompt(
+    request: TextRequest, template: PromptTemplate, prompt: Prompt, token_ids: tuple[int, ...]
+) -> SharedPrompt:
+    skips = request.skip_special_tokens
+    text = ""
+    if isinstance(prompt, TextPrompt):
+        text = prompt.text
+    elif request.echo:
+        text = template.decode(token_ids, skip_special_tokens=skips)
+    return SharedPrompt(
+        token_ids,
+        text,
+        template.texts,
+        lambda: Detokenizer(template.tokenizer, (), skip_special_tokens=skips),
+    )
 
 
 def fingerprint(plan: ModelPlan) -> str:
@@ -225,20 +285,6 @@ def fingerprint(plan: ModelPlan) -> str:
     load = plan.load
     parts = (__version__, load.model, load.folder, load.quantization, load.dtype, load.kernels, load.device)
     return "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
-
-
-@asynccontextmanager
-async def _deadline(remaining_s: float, timeout_s: float) -> AsyncIterator[None]:
-    """Turns the passing of the deadline into `DeadlineExceeded`, whatever runs at that moment."""
-    try:
-        async with asyncio.timeout(max(0.0, remaining_s)) as limit:
-            yield
-    except TimeoutError:
-        if limit.expired():
-            raise DeadlineExceeded(
-                f"the answer was not complete within the request's {timeout_s:g} s"
-            ) from None
-        raise
 
 
 def _check_task(spec: ModelSpec) -> None:

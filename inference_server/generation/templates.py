@@ -6,6 +6,7 @@ Owner: the event loop. Reading and long encodings happen in threads of its own.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,13 @@ class Templates:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _encoded, template, prompt)
 
+    async def decode(self, template: PromptTemplate, token_ids: tuple[int, ...]) -> str:
+        """The text of token ids, special ones included; long lists are decoded in a thread."""
+        if len(token_ids) <= self._inline_chars:
+            return template.decode(token_ids, skip_special_tokens=False)
+        decode = functools.partial(template.decode, token_ids, skip_special_tokens=False)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, decode)
+
     async def _fill(self, folder: str) -> PromptTemplate:
         try:
             loop = asyncio.get_running_loop()
@@ -79,8 +87,8 @@ class Templates:
 
 def _encoded(template: PromptTemplate, prompt: ChatPrompt | TextPrompt) -> tuple[int, ...]:
     if isinstance(prompt, TextPrompt):
-        return tuple(template.encode_text(prompt.text))
-    return tuple(template.encode_chat(prompt.messages, add_generation_prompt=prompt.add_generation_prompt))
+        return tuple(template.encode_text(prompt.text, add_special_tokens=prompt.add_special_tokens))
+    return tuple(template.encode_chat(prompt))
 
 
 def _num_chars(prompt: ChatPrompt | TextPrompt) -> int:

@@ -106,7 +106,7 @@ class Arrivals:
         except _NoMemory as refusal:
             return self._fail(record, refusal.error, source, cools_down=False)
         except errors.HelixFlowError as error:
-            return self._fail(record, _as_unavailable(record.spec.name, error), source)
+            return self._fail(record, as_unavailable(record.spec.name, error), source)
         except Exception:
             logger.exception("loading %s failed in an unforeseen way", record.spec.name)
             unforeseen = errors.ModelLoadFailed(f"{record.spec.name!r} could not be loaded: internal error")
@@ -310,7 +310,7 @@ def prepare_message(spec: ModelSpec, settings: Settings) -> Prepare:
     )
 
 
-def _as_unavailable(name: str, error: errors.HelixFlowError) -> errors.HelixFlowError:
+def as_unavailable(name: str, error: errors.HelixFlowError) -> errors.HelixFlowError:
     """A load's error as those who wait for the model see it: the server's trouble, never their request's."""
     if isinstance(error, errors.Unavailable):
         return error

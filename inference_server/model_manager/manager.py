@@ -18,6 +18,7 @@ from inference_server.config.settings import Settings
 from inference_server.model_manager.arrival import Planner
 from inference_server.model_manager.budget import MemoryBudget, budget_bytes
 from inference_server.model_manager.devices import DeviceProbe, discover_devices, resident_bytes
+from inference_server.model_manager.files import Files
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.lifecycle import Lifecycle
 from inference_server.model_manager.load_times import LoadTimes
@@ -72,6 +73,7 @@ class ModelManager:
         names = [name for name, spec in catalog.models.items() if spec.preload]
         self._preloader = Preloader(names, self.load)
         self._later_preloaders: list[Preloader] = []  # of reloads
+        self._files = Files(launcher, settings, clock)
         self._num_users = 0  # acquirers and leases
         self._unused = asyncio.Event()
         self._unused.set()
@@ -111,6 +113,7 @@ class ModelManager:
         """End every load and every worker, whoever uses them; returns when all their processes are gone."""
         self._is_draining = self._waiting.is_over = True
         await self._stop_preloading()
+        await self._files.stop()
         self._lifecycle.table.ring()
         records = list(self._lifecycle.table.records.values())
         loads = {load for record in records if (load := self._lifecycle.arrivals.cancel(record))}
@@ -197,6 +200,18 @@ class ModelManager:
     async def wake(self, name: str) -> None:
         """Make a model ready for requests, whether it sleeps or is not in memory. Raises like `acquire`."""
         await self.load(name)
+
+    async def folder(self, name: str) -> str:
+        """The prepared folder of a model; its files are fetched if need be, but it is not loaded.
+
+        Raises:
+            UnknownModel: no such model.
+            ShuttingDown: the server is draining.
+            ModelLoadFailed: its files cannot be had, now or a short while ago.
+        """
+        record = self._record(name)
+        with self._use():
+            return await self._files.folder(record)
 
     # ------------------------------------------------------------ configuration
 

@@ -19,7 +19,8 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     `draft_token_ids`: the last of the new tokens are guesses that follow `sequence.token_ids`; the logits of
     each, and of the token before them, are sampled, and a guess stands as long as it equals what was sampled
     before it. `carries`: the one new token is not known here yet; it is what the step before, still in
-    flight, samples for this sequence. A sequence never has both.
+    flight, samples for this sequence. A sequence never has both. `scored`: positions of the prompt tokens
+    whose scores are wanted of this step; each comes from the logits of the token before.
     """
 
     sequence: Sequence
@@ -28,6 +29,13 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     samples: bool
     draft_token_ids: tuple[int, ...] = ()
     carries: bool = False
+    scored: range = range(0)
+
+    @property
+    def scored_offsets(self) -> range:
+        """Which of the new tokens give the scores, counted from the first."""
+        shift = self.start + 1
+        return range(self.scored.start - shift, self.scored.stop - shift)
 
     @property
     def decodes(self) -> bool:

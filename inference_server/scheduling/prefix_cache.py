@@ -47,7 +47,8 @@ class PrefixCache:
     def match(self, sequence: Sequence) -> list[int] | None:
         """The blocks that hold the longest known start of `sequence`; None if its next block is announced.
 
-        Its last token is left out because a step must compute something to sample from.
+        Its last token is left out because a step must compute something to sample from; so are the tokens
+        from which scores are wanted.
         """
         matched: list[int] = []
         if not self._enabled:
@@ -55,7 +56,8 @@ class PrefixCache:
         if sequence.awaited_key in self._coming:
             return None
         sequence.awaited_key = None
-        for index in range((sequence.num_tokens - 1) // self._block_size):
+        num_tokens = sequence.num_scored_tokens if sequence.wants_scores else sequence.num_tokens
+        for index in range((num_tokens - 1) // self._block_size):
             key = self._key(sequence, index)
             block_id = self._pool.find(key)
             if block_id is None:

@@ -15,6 +15,8 @@ knows no tensors, no clock and no text. There is no prefill and no decode phase:
 - `schedule` may be called with one step in flight. What that step will sample is then an input that is
   carried on the device. Whoever is in a step in flight is neither preempted nor freed before its commit; what
   a step computes for a sequence that has ended meanwhile is dropped.
+- A prompt whose scores are wanted is cut so that a step has no more rows of logits than `max_num_seqs`, for
+  which its memory is planned.
 - Long prompts are paced while others decode (`pacing.py`); drafts (`speculation.py`) take budget and blocks
   that nobody else needs.
 """
@@ -58,15 +60,19 @@ class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Plan:
-    """A step in the making. `allowance`: what is left for long prompts; None until one asks."""
+    """A step in the making. `allowance`: what is left for long prompts; None until one asks.
 
-    __slots__ = ("allowance", "budget", "preempted", "scheduled")
+    `num_scored`: prompt tokens whose scores it gives so far.
+    """
+
+    __slots__ = ("allowance", "budget", "num_scored", "preempted", "scheduled")
 
     def __init__(self, budget: int) -> None:
         self.scheduled: list[ScheduledSequence] = []
         self.preempted: list[str] = []
         self.budget = budget
         self.allowance: int | None = None
+        self.num_scored = 0
 
     def put(self, item: ScheduledSequence) -> None:
         """Make it part of the step."""
@@ -272,10 +278,28 @@ class Scheduler:
         num_new_tokens = min(num_missing, available)
         if sequence.is_paced:
             num_new_tokens = min(num_new_tokens, self._allowance(plan))
+        scored = range(0)
+        if sequence.wants_scores:
+            num_new_tokens, scored = self._scored(plan, sequence, num_new_tokens)
+        if sequence.is_paced:
             plan.allowance = self._allowance(plan) - num_new_tokens
         if num_new_tokens:
             samples = num_new_tokens == num_missing
-            plan.put(ScheduledSequence(sequence, start, num_new_tokens, samples))
+            plan.put(ScheduledSequence(sequence, start, num_new_tokens, samples, scored=scored))
+
+    def _scored(self, plan: _Plan, sequence: Sequence, num_new_tokens: int) -> tuple[int, range]:
+        """How many of these tokens a step has rows of logits for, and the positions that they score."""
+        start = sequence.num_scheduled_tokens
+        first = max(start + 1, sequence.num_scored_tokens)
+        stop = min(start + num_new_tokens + 1, sequence.num_prompt_tokens)
+        num_rows = max(1, self._config.max_num_seqs - len(self._residency.running))
+        num_rows = max(0, num_rows - plan.num_scored)
+        if stop - first > num_rows:
+            stop = first + num_rows
+            num_new_tokens = stop - 1 - start
+        scored = range(first, max(first, stop))
+        plan.num_scored += len(scored)
+        return num_new_tokens, scored
 
     def _allowance(self, plan: _Plan) -> int:
         """What is left for long prompts in this step."""
@@ -316,6 +340,8 @@ class Scheduler:
             sequence = item.sequence
             sequence.num_steps_in_flight -= 1
             token_ids = next(results) if item.samples else ()
+            if item.scored:
+                sequence.num_scored_tokens = item.scored.stop
             if sequence.status is not SequenceStatus.RUNNING:
                 self._residency.release(sequence)
             elif token_ids:

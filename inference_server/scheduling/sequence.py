@@ -40,6 +40,9 @@ class Sequence:
 
     A step in flight is scheduled and not committed. `num_scheduled_tokens` is where `num_computed_tokens`
     will be if all of them end well; `num_awaited_tokens` is how many tokens they may sample for it.
+
+    Scores (log-probabilities) are wanted of the prompt's tokens from `num_scored_tokens` on; a step that
+    computes a token gives the score of the next.
     """
 
     __slots__ = (
@@ -50,6 +53,7 @@ class Sequence:
         "drafter",
         "finish_reason",
         "is_paced",
+        "is_plain",
         "max_num_tokens",
         "num_announced_blocks",
         "num_awaited_tokens",
@@ -57,6 +61,7 @@ class Sequence:
         "num_computed_tokens",
         "num_published_blocks",
         "num_scheduled_tokens",
+        "num_scored_tokens",
         "num_steps_in_flight",
         "output_token_ids",
         "rank",
@@ -91,6 +96,10 @@ class Sequence:
         self.num_scheduled_tokens = 0
         self.num_awaited_tokens = 0
         self.num_steps_in_flight = 0
+        self.is_plain = request.sampling.is_plain
+        num_prompt_tokens = len(request.prompt_token_ids)
+        wants_scores = request.sampling.prompt_logprobs is not None
+        self.num_scored_tokens = min(1, num_prompt_tokens) if wants_scores else num_prompt_tokens
         self.is_paced = False  # its prompt is long: see `pacing.py`
         self.drafter: Drafter | None = None
 
@@ -113,6 +122,11 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and output tokens, computed or not."""
         return len(self.token_ids)
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether scores of prompt tokens are still to come."""
+        return self.num_scored_tokens < len(self.request.prompt_token_ids)
 
     def append(self, token_id: int) -> None:
         """Take the next token; its own keys and values are not computed yet."""

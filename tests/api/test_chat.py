@@ -35,6 +35,7 @@ def test_a_chat_has_openais_shape(tmp_path: Path) -> None:
                     "message": {"role": "assistant", "content": CONTENT, "refusal": None},
                     "logprobs": None,
                     "finish_reason": "stop",
+                    "stop_reason": None,
                 }
             ],
         }
@@ -161,13 +162,14 @@ def test_fields_without_effect_are_accepted(tmp_path: Path, fields: dict[str, An
 
 
 REFUSED: list[tuple[str, Any]] = [
-    ("n", 2), ("n", 100000), ("logprobs", True), ("top_logprobs", 3),
+    ("n", 9), ("n", 100000), ("logprobs", 1), ("top_logprobs", 3),
     ("response_format", {"type": "json_object"}),
-    ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("logit_bias", {"5": 1}), ("store", True),
+    ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("logit_bias", {"5": 101}),
+    ("store", True),
     ("functions", [{}]), ("function_call", "auto"), ("reasoning_effort", "low"), ("chat_template", "{{ 1 }}"),
     ("chat_template_kwargs", {"a": 1}), ("modalities", ["audio"]), ("audio", {}), ("keep_alive", "soon"),
-    ("structured_outputs", {"regex": "a"}), ("guided_json", {}), ("allowed_token_ids", [1]),
-    ("continue_final_message", True), ("include_stop_str_in_output", True), ("skip_special_tokens", False),
+    ("structured_outputs", {"regex": "a"}), ("guided_json", {}), ("allowed_token_ids", []),
+    ("continue_final_message", 1), ("include_stop_str_in_output", 1), ("skip_special_tokens", 0),
     ("prediction", {}), ("web_search_options", {}), ("parallel_tool_calls", True),
     ("tempreature", 1), ("__proto__", 1), ("tool", None),
     ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True),

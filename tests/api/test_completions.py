@@ -18,7 +18,13 @@ def test_a_completion_has_openais_shape_and_its_short_default(tmp_path: Path) ->
         assert body["id"].startswith("cmpl-")
         assert body["object"] == "text_completion"
         assert body["choices"] == [
-            {"index": 0, "text": "0123456789abcdef", "logprobs": None, "finish_reason": "length"}
+            {
+                "index": 0,
+                "text": "0123456789abcdef",
+                "logprobs": None,
+                "finish_reason": "length",
+                "stop_reason": None,
+            }
         ]
         assert body["usage"]["total_tokens"] == 18
 
@@ -69,8 +75,10 @@ def test_a_stream_of_two_prompts_tells_which_text_is_whose(tmp_path: Path) -> No
     [
         ("prompt", ""), ("prompt", [""]), ("prompt", [[]]), ("prompt", [300]), ("prompt", [-1]),
         ("prompt", ["a"] * 65), ("prompt", [2**70]), ("prompt", [True]),
-        ("echo", True), ("best_of", 2), ("suffix", "x"), ("logprobs", 0),
-        ("logprobs", 5), ("n", 2), ("messages", []), ("prompt_logprobs", 1),
+        ("echo", 1), ("best_of", 9), ("best_of", 0), ("suffix", "x"), ("logprobs", -1), ("logprobs", 21),
+        ("logprobs", True), ("n", 9), ("messages", []), ("prompt_logprobs", 21), ("prompt_logprobs", -1),
+        ("max_tokens", 0), ("logit_bias", {"260": 1}), ("allowed_token_ids", [260]),
+        ("allowed_token_ids", []),
     ],
 )  # fmt: skip
 def test_what_is_not_served_is_a_400_that_names_the_field(tmp_path: Path, name: str, value: Any) -> None:

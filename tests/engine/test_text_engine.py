@@ -55,6 +55,9 @@ class FakeStep:
         self._batch = batch
         self._answer = [item.sample_position for item in batch.sampling]
 
+    def scores(self) -> None:
+        return None
+
     def tokens(self) -> Seq[Seq[int]]:
         self._runner.log.append(f"collect {self._number}")
         script = self._runner.scripts.get(self._number)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from inference_server.execution.penalties import needs_processing, plan_penalties
 from inference_server.execution.rows import SampleRow

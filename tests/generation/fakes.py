@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +16,37 @@ from inference_server.generation.service import GenerationService
 from inference_server.model_manager.devices import HOST, DeviceMemory
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.metrics import Metrics
-from inference_server.types import EngineStats, FinishReason, GenerationRequest, MemoryReport, TokenDelta
+from inference_server.types import (
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    MemoryReport,
+    TokenDelta,
+    TokenScore,
+)
 from inference_server.worker import protocol
 
 EOS = 259  # <|im_end|> of the scripted tokenizer, whose other ids are bytes
 GIB = 1 << 30
+
+
+def scores_of(
+    request: GenerationRequest, tokens: Sequence[int], num_top: int | None
+) -> tuple[TokenScore, ...]:
+    """Each token is likely, the more so the larger the request's seed; "?" and "!" come after it."""
+    if num_top is None:
+        return ()
+    logprob = -1.0 / (1 + (request.sampling.seed or 0))
+    others = ((ord("?"), -2.0), (ord("!"), -3.0))
+    return tuple([TokenScore(logprob, 1, ((token, logprob), *others)[:num_top]) for token in tokens])
+
+
+def prompt_deltas(request: GenerationRequest) -> list[TokenDelta]:
+    """The scores of the prompt's tokens, in two pieces, if they are asked for."""
+    prompt = request.prompt_token_ids
+    scores = scores_of(request, prompt[1:], request.sampling.prompt_logprobs)
+    pieces = [piece for piece in (scores[: len(scores) // 2], scores[len(scores) // 2 :]) if piece]
+    return [TokenDelta(request_id=request.request_id, prompt_scores=piece) for piece in pieces]
 
 
 class FakeWorker:
@@ -28,6 +54,9 @@ class FakeWorker:
 
     def __init__(self, load: protocol.Load, reply: bytes) -> None:
         self.reply = reply
+        self.tokens: list[int] | None = None  # said in place of `reply`
+        self.end_token = EOS
+        self.reply_to: Callable[[GenerationRequest], bytes] = lambda request: self.reply
         self.pid = 1
         self.stats = EngineStats()
         self.on_step: Callable[[EngineStats], None] | None = None
@@ -72,15 +101,19 @@ class FakeWorker:
                 self.aborted.append(request.request_id)
 
     def _deltas(self, request: GenerationRequest) -> list[TokenDelta]:
-        tokens = [*self.reply, EOS] if not request.sampling.ignore_eos else list(self.reply) * 100
+        reply = list(self.reply_to(request)) if self.tokens is None else self.tokens
+        if reply[-1] != self.end_token:
+            reply = [*reply, self.end_token]
+        tokens = reply if not request.sampling.ignore_eos else reply[:-1] * 100
         tokens = tokens[: request.sampling.max_tokens]
-        reason = self.last_reason if tokens[-1] == EOS else FinishReason.LENGTH
-        return [
+        reason = self.last_reason if tokens[-1] == self.end_token else FinishReason.LENGTH
+        return prompt_deltas(request) + [
             TokenDelta(
                 request_id=request.request_id,
                 token_ids=(token,),
                 finish_reason=reason if index == len(tokens) - 1 else None,
                 num_cached_tokens=2 if index == 0 else 0,
+                scores=scores_of(request, (token,), request.sampling.logprobs),
             )
             for index, token in enumerate(tokens)
         ]

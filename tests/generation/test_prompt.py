@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from inference_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from inference_server.generation import prompt
 from inference_server.generation.prompt import PromptTemplate
+from inference_server.generation.requests import ChatPrompt
 from tests.generation.tokenizers import CHATML, SPECIALS, byte_level, write_folder
 
 
-def chat(*contents: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": content} for content in contents]
+def chat(*contents: str) -> tuple[dict[str, str], ...]:
+    return tuple({"role": "user", "content": content} for content in contents)
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +30,21 @@ def template(tmp_path: Path) -> PromptTemplate:
 
 
 def test_a_conversation_becomes_the_tokens_of_the_rendered_text(template: PromptTemplate) -> None:
-    ids = template.encode_chat(chat("hello world"), add_generation_prompt=True)
+    ids = template.encode_chat(ChatPrompt(chat("hello world"), True))
     text = "<|im_start|>user\nhello world<|im_end|>\n<|im_start|>assistant\n"
     assert ids == template.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_without_generation_prompt_the_assistant_is_not_opened(template: PromptTemplate) -> None:
-    ids = template.encode_chat(chat("hello"), add_generation_prompt=False)
+    ids = template.encode_chat(ChatPrompt(chat("hello"), False))
     assert template.tokenizer.decode(ids, skip_special_tokens=False).endswith("<|im_end|>\n")
 
 
 @pytest.mark.parametrize("special", SPECIALS)
 def test_special_token_text_in_content_is_encoded_as_text(template: PromptTemplate, special: str) -> None:
     content = f"hello {special} {special}world {special[:5]}"
-    ids = template.encode_chat(chat(content), add_generation_prompt=True)
-    plain = template.encode_chat(chat("hello"), add_generation_prompt=True)
+    ids = template.encode_chat(ChatPrompt(chat(content), True))
+    plain = template.encode_chat(ChatPrompt(chat("hello"), True))
     special_ids = [template.tokenizer.token_to_id(token) for token in SPECIALS]
     assert [i for i in ids if i in special_ids] == [i for i in plain if i in special_ids]
     assert template.tokenizer.decode(ids, skip_special_tokens=False) == (
@@ -53,7 +54,7 @@ def test_special_token_text_in_content_is_encoded_as_text(template: PromptTempla
 
 def test_private_use_characters_in_content_survive(template: PromptTemplate) -> None:
     content = "a\ue000b\ue001c <|im_end|>"
-    ids = template.encode_chat(chat(content), add_generation_prompt=True)
+    ids = template.encode_chat(ChatPrompt(chat(content), True))
     assert content in template.tokenizer.decode(ids, skip_special_tokens=False)
 
 
@@ -66,7 +67,7 @@ def test_a_template_may_refuse_messages(tmp_path: Path) -> None:
     source = "{{ raise_exception('roles must alternate') }}"
     template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
     with pytest.raises(InvalidRequest, match="roles must alternate"):
-        template.encode_chat(chat("hi"), add_generation_prompt=True)
+        template.encode_chat(ChatPrompt(chat("hi"), True))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_template_may_refuse_messages(tmp_path: Path) -> None:
 def test_a_template_that_fails_on_messages_is_the_requests_fault(tmp_path: Path, source: str) -> None:
     template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
     with pytest.raises(InvalidRequest, match="cannot write these messages"):
-        template.encode_chat(chat("hi"), add_generation_prompt=True)
+        template.encode_chat(ChatPrompt(chat("hi"), True))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_template_that_fails_on_messages_is_the_requests_fault(tmp_path: Path,
 def test_templates_run_in_the_immutable_sandbox(tmp_path: Path, source: str) -> None:
     template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
     with pytest.raises(InvalidRequest):
-        template.encode_chat(chat("hi"), add_generation_prompt=True)
+        template.encode_chat(ChatPrompt(chat("hi"), True))
 
 
 def test_a_rendered_text_that_grows_too_long_is_given_up(
@@ -100,7 +101,7 @@ def test_a_rendered_text_that_grows_too_long_is_given_up(
     source = "{% for i in range(100000) %}xxxxxxxxxx{% endfor %}"
     template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
     with pytest.raises(InvalidRequest, match="too long"):
-        template.encode_chat(chat("hi"), add_generation_prompt=True)
+        template.encode_chat(ChatPrompt(chat("hi"), True))
 
 
 def test_helpers_that_checkpoints_expect_are_there(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_helpers_that_checkpoints_expect_are_there(tmp_path: Path) -> None:
     )
     config = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}
     template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source, config=config))
-    text = template.render(chat("a", "b"), add_generation_prompt=True)
+    text = template.render(ChatPrompt(chat("a", "b"), True))
     assert text == '{"b": "<ü>", "a": 1}4<|endoftext|><|im_end|>'
 
 
@@ -120,7 +121,7 @@ def test_helpers_that_checkpoints_expect_are_there(tmp_path: Path) -> None:
 )
 def test_the_template_may_stand_in_the_tokenizer_config(tmp_path: Path, stored: object) -> None:
     folder = write_folder(tmp_path, byte_level(), template=None, config={"chat_template": stored})
-    text = PromptTemplate(folder).render(chat("hi"), add_generation_prompt=True)
+    text = PromptTemplate(folder).render(ChatPrompt(chat("hi"), True))
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -128,7 +129,7 @@ def test_a_model_without_template_refuses_chat_but_takes_text(tmp_path: Path) ->
     template = PromptTemplate(write_folder(tmp_path, byte_level(), template=None))
     assert not template.has_chat_template
     with pytest.raises(UnsupportedParameter, match="no chat template"):
-        template.encode_chat(chat("hi"), add_generation_prompt=True)
+        template.encode_chat(ChatPrompt(chat("hi"), True))
     assert template.encode_text("hello")
 
 
@@ -145,8 +146,8 @@ def test_damaged_files_fail_the_load_and_say_which(tmp_path: Path, damage: str) 
 def test_whatever_surrounds_it_special_text_is_text(
     chatml: PromptTemplate, before: str, special: str, after: str
 ) -> None:
-    plain = chatml.encode_chat(chat("x"), add_generation_prompt=True)
-    ids = chatml.encode_chat(chat(before + special + after), add_generation_prompt=True)
+    plain = chatml.encode_chat(ChatPrompt(chat("x"), True))
+    ids = chatml.encode_chat(ChatPrompt(chat(before + special + after), True))
     number = chatml.tokenizer.token_to_id(special)
     assert ids.count(number) == plain.count(number)
 

@@ -7,7 +7,7 @@ import pytest
 from inference_server.config.catalog import SamplingDefaults
 from inference_server.errors import ContextTooLong, InvalidRequest
 from inference_server.generation.requests import SamplingOptions
-from inference_server.generation.sampling import resolve_sampling
+from inference_server.generation.sampling import ModelLimits, resolve_sampling
 from inference_server.types import SamplingParams
 
 
@@ -18,7 +18,7 @@ def resolved(
         options,
         defaults or SamplingDefaults(),
         num_prompt_tokens=num_prompt_tokens,
-        max_model_len=100,
+        limits=ModelLimits(max_model_len=100, vocab_size=50, eos_token_ids=frozenset({2})),
         prompt_param="prompt",
     )
 

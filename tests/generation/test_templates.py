@@ -66,11 +66,11 @@ def test_short_prompts_are_encoded_on_the_loop_and_long_ones_in_a_thread(tmp_pat
     threads: list[str] = []
 
     class Watching:
-        def encode_text(self, text: str) -> list[int]:
+        def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
             threads.append(threading.current_thread().name)
-            return template.encode_text(text)
+            return template.encode_text(text, add_special_tokens=add_special_tokens)
 
-        def encode_chat(self, messages: object, *, add_generation_prompt: bool) -> list[int]:
+        def encode_chat(self, prompt: ChatPrompt) -> list[int]:
             threads.append(threading.current_thread().name)
             return [1]
 

@@ -15,9 +15,9 @@ from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.schemas.answers import ChatChunks, chat_completion
 from inference_server.api.schemas.chat import ChatRequest
 from inference_server.api.sse import DONE, EventStream, EventWriter
+from inference_server.generation.choices import whole_choices
 from inference_server.generation.requests import TextRequest
 from inference_server.generation.service import GenerationService
-from inference_server.types import FinishReason
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
 
@@ -27,14 +27,8 @@ async def chat_completions(request: Request) -> Response | ASGIApp:
     context = context_of(request)
     body = await read_json(request, _DECODER, context.settings.max_body_bytes)
     body.check()
-    wanted = TextRequest(
-        request_id=new_id("chatcmpl"),
-        model=body.model,
-        prompts=(body.prompt(),),
-        sampling=body.sampling_options(),
-        stop=body.stop_strings(),
-        cache_salt=body.cache_salt or "",
-        priority=body.priority or 0,
+    wanted = msgspec.structs.replace(
+        body.text_request(new_id("chatcmpl"), (body.prompt(),)),
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
     )
@@ -46,13 +40,9 @@ async def chat_completions(request: Request) -> Response | ASGIApp:
 
 
 async def _whole(service: GenerationService, wanted: TextRequest) -> Response:
-    pieces: list[str] = []
-    reason: FinishReason | None = None
-    async with service.open(wanted) as generation, aclosing(generation.deltas()) as deltas:
-        async for delta in deltas:
-            pieces.append(delta.text)
-            reason = delta.finish_reason
-    answer = chat_completion(frame_of(wanted, generation), "".join(pieces), reason, generation.usage)
+    async with service.open(wanted) as generation:
+        choices = await whole_choices(generation)
+    answer = chat_completion(frame_of(wanted, generation), wanted, choices, generation.usage)
     return Response(answer, media_type="application/json")
 
 
@@ -60,11 +50,13 @@ async def _stream(
     service: GenerationService, wanted: TextRequest, include_usage: bool, writer: EventWriter
 ) -> None:
     async with service.open(wanted, writer.loading) as generation:
-        chunks = ChatChunks(frame_of(wanted, generation), include_usage=include_usage)
+        chunks = ChatChunks(frame_of(wanted, generation), wanted, include_usage=include_usage)
         await writer.write(chunks.first())
+        num_open = wanted.num_answers
         async with aclosing(generation.deltas()) as deltas:
             async for delta in deltas:
                 events = chunks.delta(delta)
-                if delta.finish_reason is not None:
+                num_open -= delta.finish_reason is not None
+                if not num_open:
                     events += chunks.usage(generation.usage) + DONE
                 await writer.write(events)

@@ -15,9 +15,9 @@ from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.schemas.answers import CompletionChunks, text_completion
 from inference_server.api.schemas.completions import CompletionRequest
 from inference_server.api.sse import DONE, EventStream, EventWriter
+from inference_server.generation.choices import whole_choices
 from inference_server.generation.requests import TextRequest
 from inference_server.generation.service import GenerationService
-from inference_server.types import FinishReason
 
 _DECODER = msgspec.json.Decoder(CompletionRequest)
 
@@ -27,14 +27,8 @@ async def completions(request: Request) -> Response | ASGIApp:
     context = context_of(request)
     body = await read_json(request, _DECODER, context.settings.max_body_bytes)
     body.check()
-    wanted = TextRequest(
-        request_id=new_id("cmpl"),
-        model=body.model,
-        prompts=body.prompts(),
-        sampling=body.sampling_options(),
-        stop=body.stop_strings(),
-        cache_salt=body.cache_salt or "",
-        priority=body.priority or 0,
+    wanted = msgspec.structs.replace(
+        body.text_request(new_id("cmpl"), body.prompts()),
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
     )
@@ -46,14 +40,9 @@ async def completions(request: Request) -> Response | ASGIApp:
 
 
 async def _whole(service: GenerationService, wanted: TextRequest) -> Response:
-    texts = [""] * len(wanted.prompts)
-    reasons: list[FinishReason | None] = [None] * len(wanted.prompts)
-    async with service.open(wanted) as generation, aclosing(generation.deltas()) as deltas:
-        async for delta in deltas:
-            texts[delta.index] += delta.text
-            reasons[delta.index] = delta.finish_reason
-    answers = zip(texts, reasons, strict=True)
-    answer = text_completion(frame_of(wanted, generation), answers, generation.usage)
+    async with service.open(wanted) as generation:
+        choices = await whole_choices(generation)
+    answer = text_completion(frame_of(wanted, generation), wanted, choices, generation.usage)
     return Response(answer, media_type="application/json")
 
 
@@ -61,7 +50,7 @@ async def _stream(
     service: GenerationService, wanted: TextRequest, include_usage: bool, writer: EventWriter
 ) -> None:
     async with service.open(wanted, writer.loading) as generation:
-        chunks = CompletionChunks(frame_of(wanted, generation), include_usage=include_usage)
+        chunks = CompletionChunks(frame_of(wanted, generation), wanted, include_usage=include_usage)
         writer.ready()
         async with aclosing(generation.deltas()) as deltas:
             async for delta in deltas:

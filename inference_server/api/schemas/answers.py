@@ -6,14 +6,16 @@ encoded per chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from inference_server.generation.requests import TextDelta
-from inference_server.types import FinishReason, Usage
+from inference_server.api.schemas.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from inference_server.generation.choices import Choice
+from inference_server.generation.requests import TextDelta, TextRequest
+from inference_server.types import Usage
 
 _MARK = "\x00mark\x00"  # stands for the text while a chunk's constant parts are made
 _encode = msgspec.json.encode
@@ -53,36 +55,61 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 # ---------------------------------------------------------------- chat
 
 
-def chat_completion(frame: Frame, text: str, finish_reason: FinishReason | None, usage: Usage) -> bytes:
+def chat_completion(frame: Frame, wanted: TextRequest, choices: Seq[Choice], usage: Usage) -> bytes:
     """A whole chat completion."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-    return _encode(frame.object("chat.completion", choices=[choice], usage=usage_object(usage)))
+    scores = wanted.sampling.logprobs is not None
+    data = [
+        {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": chat_logprobs(choice.scored) if scores else None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        for choice in choices
+    ]
+    answer = frame.object("chat.completion", choices=data, usage=usage_object(usage))
+    if wanted.sampling.prompt_logprobs is not None:
+        answer["prompt_logprobs"] = prompt_logprobs(choices[0].prompt)
+    return _encode(answer)
 
 
 class ChatChunks:
     """The events of one streamed chat completion."""
 
-    def __init__(self, frame: Frame, *, include_usage: bool) -> None:
+    def __init__(self, frame: Frame, wanted: TextRequest, *, include_usage: bool) -> None:
         self._frame = frame
         self._include_usage = include_usage
-        self._before, self._after = self._chunk({"content": _MARK}, None).split(_encode(_MARK))
+        self._num_answers = wanted.num_answers
+        self._with_scores = wanted.sampling.logprobs is not None
+        marked = [self._chunk(index, {"content": _MARK}) for index in range(wanted.num_answers)]
+        self._parts = [chunk.split(_encode(_MARK)) for chunk in marked]
 
     def first(self) -> bytes:
-        """The role."""
-        return self._chunk({"role": "assistant", "content": ""}, None)
+        """The role of each answer."""
+        role = {"role": "assistant", "content": ""}
+        return b"".join([self._chunk(index, role) for index in range(self._num_answers)])
 
     def delta(self, delta: TextDelta) -> bytes:
         """A piece of text, if it holds any, and the end of the answer, if it is that."""
-        events = self._before + _encode(delta.text) + self._after if delta.text else b""
-        return events if delta.finish_reason is None else events + self._chunk({}, delta.finish_reason)
+        events = b""
+        if self._with_scores and delta.scored:
+            events = self._chunk(delta.index, {"content": delta.text}, logprobs=chat_logprobs(delta.scored))
+        elif delta.text:
+            before, after = self._parts[delta.index]
+            events = before + _encode(delta.text) + after
+        if delta.finish_reason is None:
+            return events
+        return events + self._chunk(
+            delta.index, {}, finish_reason=delta.finish_reason, stop_reason=delta.stop_reason
+        )
 
     def usage(self, usage: Usage) -> bytes:
         """The usage chunk; nothing if the client did not ask for it."""
         return _usage_event(self._frame, "chat.completion.chunk", usage) if self._include_usage else b""
 
-    def _chunk(self, delta: dict[str, str], finish_reason: FinishReason | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(self, index: int, delta: dict[str, str], **fields: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
         usage = {"usage": None} if self._include_usage else {}
         return event(_encode(self._frame.object("chat.completion.chunk", choices=[choice], **usage)))
 
@@ -90,29 +117,40 @@ class ChatChunks:
 # ---------------------------------------------------------------- completions
 
 
-def text_completion(frame: Frame, answers: Iterable[tuple[str, FinishReason | None]], usage: Usage) -> bytes:
-    """A whole completion with a choice per answer."""
-    choices = [
-        {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-        for index, (text, reason) in enumerate(answers)
-    ]
-    return _encode(frame.object("text_completion", choices=choices, usage=usage_object(usage)))
+def text_completion(frame: Frame, wanted: TextRequest, choices: Seq[Choice], usage: Usage) -> bytes:
+    """A whole completion."""
+    scores = wanted.sampling.logprobs is not None
+    data = []
+    for choice in choices:
+        entry = {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": completion_logprobs(choice.scored) if scores else None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if wanted.sampling.prompt_logprobs is not None:
+            entry["prompt_logprobs"] = prompt_logprobs(choice.prompt)
+        data.append(entry)
+    return _encode(frame.object("text_completion", choices=data, usage=usage_object(usage)))
 
 
 class CompletionChunks:
     """The events of one streamed completion."""
 
-    def __init__(self, frame: Frame, *, include_usage: bool) -> None:
+    def __init__(self, frame: Frame, wanted: TextRequest, *, include_usage: bool) -> None:
         self._frame = frame
         self._include_usage = include_usage
+        self._with_scores = wanted.sampling.logprobs is not None
 
     def delta(self, delta: TextDelta) -> bytes:
         """A piece of one choice's text."""
         choice = {
             "index": delta.index,
             "text": delta.text,
-            "logprobs": None,
+            "logprobs": completion_logprobs(delta.scored) if self._with_scores else None,
             "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
         }
         usage = {"usage": None} if self._include_usage else {}
         return event(_encode(self._frame.object("text_completion", choices=[choice], **usage)))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from inference_server.api.schemas.sampling import GenerationFields, Positive, refuse
+from inference_server.api.schemas.sampling import (
+    GenerationFields,
+    NotNegative,
+    NumLogprobs,
+    Positive,
+    refuse,
+)
 from inference_server.errors import InvalidRequest, UnsupportedParameter
 from inference_server.generation.requests import ChatPrompt, SamplingOptions
 
@@ -40,19 +47,40 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     annotations: Any = None
 
 
+class ChatTemplateKwargs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Variables that a request may set for the model's chat template; the template may ignore them.
+
+    Only these names, which templates in use look at, and only plain values: a template is a program.
+    """
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    clear_thinking: bool | None = None
+    preserve_thinking: bool | None = None
+    thinking_budget: NotNegative | None = None
+    date_string: Annotated[str, Meta(max_length=64)] | None = None
+
+    def variables(self) -> dict[str, Any]:
+        """Those that are set."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
+
 class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a chat completion."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Positive | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumLogprobs | None = None
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
     # Known and refused when used, until they are built.
     response_format: Any = None
-    top_logprobs: Any = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None
@@ -60,8 +88,6 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     function_call: Any = None
     reasoning_effort: Any = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
-    continue_final_message: bool | None = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
@@ -71,18 +97,24 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     def sampling_options(self) -> SamplingOptions:
         """`max_completion_tokens` is the newer name of `max_tokens`."""
         options = GenerationFields.sampling_options(self)
-        if self.max_completion_tokens is None:
-            return options
-        return msgspec.structs.replace(options, max_tokens=self.max_completion_tokens)
+        changes: dict[str, Any] = {}
+        if self.max_completion_tokens is not None:
+            changes["max_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            changes["logprobs"] = self.top_logprobs or 0
+        return msgspec.structs.replace(options, **changes) if changes else options
 
     def prompt(self) -> ChatPrompt:
         """The conversation for the template.
 
-        Raises:
-            UnsupportedParameter: a message has parts that are not text, or tool calls.
+        Raises: as `chat_prompt`.
         """
-        messages = tuple(_plain(message, index) for index, message in enumerate(self.messages))
-        return ChatPrompt(messages=messages, add_generation_prompt=self.add_generation_prompt is not False)
+        return chat_prompt(
+            self.messages,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            template_kwargs=self.chat_template_kwargs,
+        )
 
     def check(self) -> None:
         """See `GenerationFields.check`."""
@@ -90,24 +122,51 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise InvalidRequest("max_tokens and max_completion_tokens differ; send one", param="max_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         text_only = self.response_format in (None, {"type": "text"})
         refuse(not text_only, "response_format", "a format other than text")
-        refuse(self.top_logprobs not in (None, 0), "top_logprobs")
         refuse(bool(self.tools), "tools")
         refuse(self.tool_choice not in (None, "none", "auto"), "tool_choice")
         refuse(bool(self.functions), "functions")
         refuse(bool(self.store), "store", "true")
-        refuse(bool(self.continue_final_message), "continue_final_message", "true")
         refuse(self.modalities not in (None, ["text"]), "modalities", "an output other than text")
         for name in (
-            "function_call", "parallel_tool_calls", "reasoning_effort", "chat_template_kwargs", "audio",
-            "prediction", "verbosity", "web_search_options",
+            "function_call", "parallel_tool_calls", "reasoning_effort", "audio", "prediction", "verbosity",
+            "web_search_options",
         ):  # fmt: skip
             refuse(getattr(self, name) is not None, name)
         if self.chat_template is not None:
             raise UnsupportedParameter(
                 "chat_template: templates come from the model, never from a request", param="chat_template"
             )
+
+
+def chat_prompt(
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    template_kwargs: ChatTemplateKwargs | None,
+) -> ChatPrompt:
+    """A conversation for the template.
+
+    Raises:
+        UnsupportedParameter: a message has parts that are not text, or tool calls.
+        InvalidRequest: the last message is to be continued and a new one begun.
+    """
+    if continue_final_message and add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message goes on with the last message and add_generation_prompt begins a new "
+            "one; send one of them",
+            param="continue_final_message",
+        )
+    return ChatPrompt(
+        messages=tuple(_plain(message, index) for index, message in enumerate(messages)),
+        add_generation_prompt=add_generation_prompt is not False,
+        continue_final_message=bool(continue_final_message),
+        variables={} if template_kwargs is None else template_kwargs.variables(),
+    )
 
 
 def _plain(message: Message, index: int) -> dict[str, str]:

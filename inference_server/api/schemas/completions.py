@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from inference_server.api.schemas.sampling import MAX_TOKEN_ID, GenerationFields, refuse
-from inference_server.errors import InvalidRequest
-from inference_server.generation.requests import Prompt, SamplingOptions, TextPrompt, TokenPrompt
+from inference_server.api.schemas.sampling import (
+    MAX_TOKEN_ID,
+    GenerationFields,
+    NotNegative,
+    NumAnswers,
+    NumLogprobs,
+)
+from inference_server.errors import InvalidRequest, UnsupportedParameter
+from inference_server.generation.requests import (
+    Prompt,
+    SamplingOptions,
+    TextPrompt,
+    TextRequest,
+    TokenPrompt,
+)
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_PROMPTS = 64
-TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 
 
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a completion."""
 
     prompt: Any
+    max_tokens: NotNegative | None = None
+    logprobs: NumLogprobs | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Meta(ge=1, le=8)] | None = None
+    best_of: NumAnswers | None = None
     suffix: str | None = None
 
     def sampling_options(self) -> SamplingOptions:
-        """As chat's, but with OpenAI's short default."""
-        options = GenerationFields.sampling_options(self)
-        return msgspec.structs.replace(options, fallback_max_tokens=DEFAULT_MAX_TOKENS)
+        """As chat's, but with OpenAI's short default. With `max_tokens` 0 one token is made and not given."""
+        return msgspec.structs.replace(
+            GenerationFields.sampling_options(self),
+            max_tokens=None if self.max_tokens is None else max(1, self.max_tokens),
+            fallback_max_tokens=DEFAULT_MAX_TOKENS,
+            logprobs=self.logprobs,
+        )
+
+    def text_request(self, request_id: str, prompts: tuple[Prompt, ...]) -> TextRequest:
+        """As chat's, with what only completions have."""
+        return msgspec.structs.replace(
+            GenerationFields.text_request(self, request_id, prompts),
+            best_of=self.best_of,
+            echo=bool(self.echo),
+            echo_only=self.max_tokens == 0,
+        )
 
     def prompts(self) -> tuple[Prompt, ...]:
         """One per choice: text, token ids, or lists of either.
@@ -49,9 +74,20 @@ class CompletionRequest(GenerationFields, frozen=True, kw_only=True, forbid_unkn
     def check(self) -> None:
         """See `GenerationFields.check`."""
         GenerationFields.check(self)
-        refuse(bool(self.echo), "echo", "true")
-        refuse(self.best_of not in (None, 1), "best_of", "values above 1")
-        refuse(bool(self.suffix), "suffix")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("max_tokens 0 needs echo: true, or there is no answer", param="max_tokens")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise InvalidRequest(f"best_of is {self.best_of}, which is below n ({self.n})", param="best_of")
+        if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
+            raise InvalidRequest(
+                "best_of: the best answer is known when all are complete; leave out stream", param="best_of"
+            )
+        if self.suffix:
+            raise UnsupportedParameter(
+                "suffix: each model family marks a gap in its own way; write the model's fill-in-the-middle "
+                "tokens into the prompt",
+                param="suffix",
+            )
 
 
 def _one(entry: Any) -> Prompt:

@@ -8,8 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from inference_server.errors import InvalidRequest, UnsupportedParameter
-from inference_server.generation.requests import SamplingOptions
+from inference_server.generation.requests import Prompt, SamplingOptions, TextRequest
 
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 MAX_TOKEN_ID = 2**31 - 1
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 NotNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -21,7 +23,13 @@ RepetitionPenalty = Annotated[float, Meta(gt=0, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStringList = Annotated[list[StopString], Meta(max_length=4)]
-TokenIdList = Annotated[list[Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]], Meta(max_length=1024)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+TokenIdList = Annotated[list[TokenId], Meta(max_length=1024)]
+AllowedTokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=1024)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+LogitBias = Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)]
+NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+NumAnswers = Annotated[int, Meta(ge=1, le=8)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 
@@ -50,7 +58,10 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=8)] | None = None
+    n: NumAnswers | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: AllowedTokenIds | None = None
+    prompt_logprobs: NumLogprobs | None = None
     cache_salt: Annotated[str, Meta(max_length=512)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     timeout: Seconds | None = None
@@ -64,10 +75,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     service_tier: str | None = None
 
     # Known and refused when used, until they are built.
-    logit_bias: Any = None
-    logprobs: Any = None
-    prompt_logprobs: Any = None
-    allowed_token_ids: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
@@ -100,6 +107,24 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             min_tokens=self.min_tokens or 0,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            allowed_token_ids=tuple(dict.fromkeys(self.allowed_token_ids or ())),
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+    def text_request(self, request_id: str, prompts: tuple[Prompt, ...]) -> TextRequest:
+        """What the generation service is asked for these prompts."""
+        return TextRequest(
+            request_id=request_id,
+            model=self.model,
+            prompts=prompts,
+            sampling=self.sampling_options(),
+            num_answers=self.n or 1,
+            stop=self.stop_strings(),
+            include_stop=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            cache_salt=self.cache_salt or "",
+            priority=self.priority or 0,
         )
 
     def check(self) -> None:
@@ -109,17 +134,14 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             UnsupportedParameter: a known field is used in a way that is not supported yet.
             InvalidRequest: fields contradict each other.
         """
-        refuse(self.n not in (None, 1), "n", "values above 1")
-        refuse(self.skip_special_tokens is False, "skip_special_tokens", "false")
-        refuse(bool(self.include_stop_str_in_output), "include_stop_str_in_output", "true")
-        refuse(bool(self.logit_bias), "logit_bias")
-        refuse(self.logprobs is not None and self.logprobs is not False, "logprobs")
-        refuse(self.prompt_logprobs is not None, "prompt_logprobs")
-        refuse(self.allowed_token_ids is not None, "allowed_token_ids")
         for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"):
             refuse(getattr(self, name) is not None, name)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest(
+                "prompt_logprobs come with a whole answer only; leave out stream", param="prompt_logprobs"
+            )
 
 
 def refuse(used: bool, name: str, what: str = "this parameter") -> None:

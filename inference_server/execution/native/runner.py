@@ -10,6 +10,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
+from inference_server.execution.choice import finish_step
 from inference_server.execution.native.attention import CHUNK, MAX_TASK_ROWS
 from inference_server.execution.native.batches import build_batch
 from inference_server.execution.native.kernels import Step, warm_up
@@ -17,7 +18,7 @@ from inference_server.execution.native.model import BLOCK, ROWS, Batch, Model, S
 from inference_server.execution.native.step import num_phases
 from inference_server.execution.native.team import Team, new_counters, phase_ends
 from inference_server.execution.native.tiles import GROUP, PANEL
-from inference_server.execution.rows import accepted_tokens, lone_prompt, sample_rows
+from inference_server.execution.rows import lone_prompt
 from inference_server.execution.sampler import Sampler
 from inference_server.scheduling.batch import Batch as ScheduledBatch
 from inference_server.scheduling.pending import FinishedStep
@@ -81,12 +82,11 @@ class NativeRunner:
 
     def launch(self, batch: ScheduledBatch) -> FinishedStep:
         """See `engine.contract.StepRunner.launch`."""
-        rows = sample_rows(batch)
-        if len(rows) > len(self._logits):
-            self._logits = np.empty((len(rows), self._logits.shape[1]), dtype=np.float32)
-        logits = self._forward(build_batch(batch.scheduled, self._group_size), self._logits)
-        sampled = self._sampler.sample(torch.from_numpy(logits[:, : self._vocab_size]), rows)
-        return FinishedStep(accepted_tokens(batch, sampled))
+        step = build_batch(batch.scheduled, self._group_size)
+        if step.sample_rows.size > len(self._logits):
+            self._logits = np.empty((step.sample_rows.size, self._logits.shape[1]), dtype=np.float32)
+        logits = torch.from_numpy(self._forward(step, self._logits)[:, : self._vocab_size])
+        return finish_step(batch, logits, self._sampler)
 
     def is_fatal(self, error: Exception) -> bool:
         """A failed step leaves nothing behind that a later one could not overwrite."""

@@ -1,0 +1,153 @@
+"""Log-probabilities in the shapes of OpenAI and vLLM, for whole answers and streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.server import Server, events, run
+
+
+def entry(token: str, logprob: float = -1.0) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
+def test_a_chats_tokens_come_with_bytes_and_the_likeliest_ones(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        body = (await Server(tmp_path).chat(logprobs=True, top_logprobs=2, max_tokens=2)).json()
+        assert body["choices"][0]["logprobs"] == {
+            "content": [
+                {**entry("H"), "top_logprobs": [entry("H"), entry("?", -2.0)]},
+                {**entry("e"), "top_logprobs": [entry("e"), entry("?", -2.0)]},
+            ],
+            "refusal": None,
+        }
+
+    run(scenario())
+
+
+def test_without_top_logprobs_only_the_chosen_tokens_are_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        body = (await Server(tmp_path).chat(logprobs=True)).json()
+        content = body["choices"][0]["logprobs"]["content"]
+        assert "".join(token["token"] for token in content) == "Hello, world."
+        assert all(token["top_logprobs"] == [] for token in content)
+
+    run(scenario())
+
+
+def test_chunks_of_a_chat_hold_the_tokens_of_their_text(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        response = await Server(tmp_path).chat(logprobs=True, stream=True)
+        choices = [chunk["choices"][0] for chunk in events(response.text) if chunk != "[DONE]"]
+        with_text = [choice for choice in choices if choice["delta"].get("content")]
+        assert len(with_text) == 13
+        for choice in with_text:
+            tokens = [token["token"] for token in choice["logprobs"]["content"]]
+            assert "".join(tokens) == choice["delta"]["content"]
+
+    run(scenario())
+
+
+def test_tokens_are_held_back_with_their_text_and_none_leaks_past_a_stop(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        whole = (await server.chat(logprobs=True, stop=["wor"])).json()["choices"][0]
+        assert whole["message"]["content"] == "Hello, "
+        assert "".join(token["token"] for token in whole["logprobs"]["content"]) == "Hello, "
+        assert whole["stop_reason"] == "wor"
+        response = await server.chat(logprobs=True, stop=["wor"], stream=True)
+        choices = [chunk["choices"][0] for chunk in events(response.text) if chunk != "[DONE]"]
+        tokens = [token["token"] for choice in choices if choice["logprobs"] for token in
+                  choice["logprobs"]["content"]]  # fmt: skip
+        assert "".join(tokens) == "Hello, "
+
+    run(scenario())
+
+
+def test_a_completions_tokens_come_in_openais_older_shape(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        body = (await Server(tmp_path).complete(logprobs=1, max_tokens=2)).json()
+        assert body["choices"][0]["logprobs"] == {
+            "tokens": ["H", "e"],
+            "token_logprobs": [-1.0, -1.0],
+            "top_logprobs": [{"H": -1.0}, {"e": -1.0}],
+            "text_offset": [0, 1],
+        }
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echoed_prompt_is_told_with_its_tokens(tmp_path: Path, stream: bool) -> None:
+    async def scenario() -> None:
+        response = await Server(tmp_path).complete(
+            prompt="a\u00e9b", echo=True, logprobs=0, max_tokens=2, n=2, stream=stream
+        )
+        for index in (0, 1):
+            choices = (
+                [chunk["choices"][0] for chunk in events(response.text) if chunk != "[DONE]"]
+                if stream
+                else response.json()["choices"]
+            )
+            own = [choice for choice in choices if choice["index"] == index]
+            assert "".join(choice["text"] for choice in own) == "a\u00e9bHe"
+            told = {name: [item for choice in own for item in choice["logprobs"][name]] for name in
+                    ("tokens", "token_logprobs", "top_logprobs", "text_offset")}  # fmt: skip
+            assert told["tokens"] == ["a", "\\xc3", "\\xa9", "b", "H", "e"]
+            assert told["token_logprobs"] == [None, -1.0, -1.0, -1.0, -1.0, -1.0]
+            assert told["top_logprobs"][:2] == [None, {"\\xc3": -1.0}]
+            assert told["text_offset"] == [0, 1, 1, 2, 3, 4]
+
+    run(scenario())
+
+
+def test_max_tokens_0_with_echo_scores_the_prompt_and_says_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        body = (await Server(tmp_path).complete(prompt="abc", echo=True, logprobs=0, max_tokens=0)).json()
+        choice = body["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == ("abc", "length")
+        assert choice["logprobs"]["tokens"] == ["a", "b", "c"]
+        assert body["usage"]["completion_tokens"] == 0
+
+    run(scenario())
+
+
+def test_a_prompt_of_token_ids_is_echoed_as_text(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        body = (await Server(tmp_path).complete(prompt=[104, 105], echo=True, max_tokens=2)).json()
+        assert body["choices"][0]["text"] == "hiHe"
+        assert body["choices"][0]["logprobs"] is None
+
+    run(scenario())
+
+
+def test_prompt_logprobs_have_vllms_shape_and_cost_one_answer_only(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        body = (await server.complete(prompt="ab", prompt_logprobs=2, n=2, max_tokens=1)).json()
+        expected = {
+            "98": {"logprob": -1.0, "rank": 1, "decoded_token": "b"},
+            "63": {"logprob": -2.0, "rank": 2, "decoded_token": "?"},
+        }
+        assert [choice["prompt_logprobs"] for choice in body["choices"]] == [[None, expected]] * 2
+        assert [choice["logprobs"] for choice in body["choices"]] == [None, None]
+        wanted = sorted(str(seen.sampling.prompt_logprobs) for seen in server.worker.seen)
+        assert wanted == ["2", "None"]
+        chat = (await server.chat(prompt_logprobs=0, max_tokens=1)).json()
+        assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+
+    run(scenario())
+
+
+def test_who_does_not_ask_costs_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        body = (await server.complete()).json()
+        assert "prompt_logprobs" not in body["choices"][0]
+        sampling = server.worker.seen[0].sampling
+        assert (sampling.logprobs, sampling.prompt_logprobs) == (None, None)
+
+    run(scenario())
