@@ -133,7 +133,7 @@ _SWAPPING = (
     Key(
         "min_residency",
         kinds.duration(zero=True),
-        "a model that was just loaded keeps its memory this long; no effect without collate",
+        "a model that was just loaded keeps its memory this long while it is used; no effect without collate",
     ),
     Key(
         "max_swap_wait",

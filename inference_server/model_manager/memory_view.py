@@ -12,6 +12,7 @@ from inference_server.model_manager.eviction import Hold, Resident
 from inference_server.model_manager.load_times import LoadTimes
 from inference_server.model_manager.record import ModelRecord, Residency
 from inference_server.model_manager.states import ModelState
+from inference_server.model_manager.swapping import protected_until_s
 from inference_server.model_manager.table import ModelTable
 
 
@@ -98,7 +99,12 @@ class MemoryView:
             oldest_wait_s=record.oldest_wait_s,
             pinned=record.spec.pinned,
             hold=hold,
-            protected_until_s=residency.ready_since_s + self._min_residency_s,
+            protected_until_s=protected_until_s(
+                ready_s=residency.ready_since_s,
+                last_used_s=residency.last_used_s,
+                is_used=residency.num_leases > 0,
+                min_residency_s=self._min_residency_s,
+            ),
             reload_s=self._load_times.estimate_s(record.spec, num_bytes),
             sleeping_bytes=residency.sleeping_bytes,
         )

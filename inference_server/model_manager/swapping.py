@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from inference_server.config.settings import Settings
 from inference_server.model_manager.eviction import EvictionPolicy
 
+IDLE_SHARE = 0.25  # of the minimum residency: after so long without use nobody is expected any more
+
 
 @dataclass(frozen=True, slots=True)
 class SwapRules:
@@ -15,8 +17,8 @@ class SwapRules:
     With `collate`, whoever asks for a model that is in memory is served at once, ahead of those who wait
     for another model's turn; that other model gets it when a place is idle, and after `max_swap_wait_s`
     also though it is in use: its users then finish and no new ones are let in. A model that was just loaded
-    keeps its place for `min_residency_s` in any case. Without `collate`, requests are served in the order
-    in which they came, whatever that costs in swaps.
+    keeps its place for `min_residency_s`, or until it has been idle for a quarter of that. Without
+    `collate`, requests are served in the order in which they came, whatever that costs in swaps.
     """
 
     policy: EvictionPolicy = EvictionPolicy.COST
@@ -33,3 +35,9 @@ def rules_of(settings: Settings) -> SwapRules:
         min_residency_s=settings.min_residency if settings.collate else 0.0,
         max_swap_wait_s=settings.max_swap_wait if settings.collate else 0.0,
     )
+
+
+def protected_until_s(*, ready_s: float, last_used_s: float, is_used: bool, min_residency_s: float) -> float:
+    """Until when a model keeps its place that was ready at `ready_s`; all in seconds."""
+    end_s = ready_s + min_residency_s
+    return end_s if is_used else min(end_s, last_used_s + IDLE_SHARE * min_residency_s)

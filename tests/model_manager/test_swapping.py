@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from inference_server.config.settings import Settings
 from inference_server.model_manager.eviction import EvictionPolicy
-from inference_server.model_manager.swapping import SwapRules, rules_of
-from tests.model_manager.trace import Request, replay, zipf_trace
+from inference_server.model_manager.swapping import SwapRules, protected_until_s, rules_of
+from tests.model_manager.fakes import FakeLauncher, build_house, now_s
+from tests.model_manager.trace import LOAD_S, STOP_S, Request, replay, zipf_trace
+from tests.model_manager.virtual_time import run
 
 PLAIN = Settings(collate=False, eviction_policy="lru")
 
@@ -51,3 +55,32 @@ def test_the_rules_are_those_of_the_settings_and_have_no_limits_in_order_of_arri
     settings = Settings(eviction_policy="lru", min_residency=3.0, max_swap_wait=7.0)
     assert rules_of(settings) == SwapRules(EvictionPolicy.LRU, True, 3.0, 7.0)
     assert rules_of(PLAIN) == SwapRules(EvictionPolicy.LRU, False, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("last_used_s", "is_used", "end_s"), [(10.0, True, 14.0), (10.0, False, 11.0), (13.5, False, 14.0)]
+)
+def test_a_model_keeps_its_place_for_its_minimum_unless_nobody_uses_it(
+    last_used_s: float, is_used: bool, end_s: float
+) -> None:
+    found = protected_until_s(ready_s=10.0, last_used_s=last_used_s, is_used=is_used, min_residency_s=4.0)
+    assert found == end_s
+
+
+def test_a_lone_user_who_goes_back_and_forth_waits_little_longer_than_for_the_load() -> None:
+    settings = Settings()
+    waits_s = run(_back_and_forth(settings))
+    assert max(waits_s) <= LOAD_S + STOP_S + 0.25 * settings.min_residency + 0.01
+
+
+async def _back_and_forth(settings: Settings) -> list[float]:
+    launcher = FakeLauncher(prepare_s=0.0, launch_s=LOAD_S, stop_s=STOP_S)
+    house = build_house({"a": 10, "b": 10}, budget=10, launcher=launcher, settings=settings)
+    waits_s = []
+    for name in ["a", "b"] * 5:
+        asked_s = now_s()
+        async with house.acquire(name):
+            waits_s.append(now_s() - asked_s)
+            await asyncio.sleep(0.3)
+    await house.manager.stop()
+    return waits_s

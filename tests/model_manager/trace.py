@@ -49,7 +49,7 @@ def zipf_trace(
     """Poisson arrivals at `load` × what two models in memory serve, models by Zipf's law with s = 1."""
     rng = random.Random(seed)
     mean_service_s = sum(SERVICE_S) / 2
-    rate = 0.8 * 2 * SLOTS / mean_service_s
+    rate = load * 2 * SLOTS / mean_service_s
     names = [f"m{index}" for index in range(num_models)]
     weights = [1 / (index + 1) for index in range(num_models)]
     gaps = (rng.expovariate(rate) for _ in range(num_requests))
