@@ -1,7 +1,8 @@
-"""Set before anything is imported: Triton's interpreter, and what Ctrl-C does.
+"""Set before anything is imported: Triton's interpreter, and what Ctrl-C does. And no deadlines for examples.
 
 Triton reads its variable when it is imported, and torch and transformers import it where it is installed. A
 shell starts its background jobs with SIGINT ignored, and a test that interrupts itself would wait for ever.
+A busy machine may stop any test for half a second, which hypothesis would take for a fault of the code.
 """
 
 from __future__ import annotations
@@ -9,5 +10,9 @@ from __future__ import annotations
 import os
 import signal
 
+from hypothesis import settings
+
 os.environ["TRITON_INTERPRET"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("helixflow", deadline=None)
+settings.load_profile("helixflow")
