@@ -12,13 +12,21 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Protocol
 
 from inference_server.engine.contract import StepRunner
 from inference_server.errors import InvalidRequest
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
-from inference_server.types import EngineStats, GenerationRequest, MemoryReport, TokenDelta
+from inference_server.types import (
+    EmbeddingRequest,
+    EmbeddingVector,
+    EngineStats,
+    GenerationRequest,
+    MemoryReport,
+    TokenDelta,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +54,31 @@ class RequestFailure:
 class StepOutcome:
     """What one step gave. `fatal` says why the process must end, if it must."""
 
-    deltas: tuple[TokenDelta, ...]
-    failures: tuple[RequestFailure, ...]
     stats: EngineStats
+    deltas: tuple[TokenDelta, ...] = ()
+    vectors: tuple[EmbeddingVector, ...] = ()
+    failures: tuple[RequestFailure, ...] = ()
     fatal: str | None = None
+
+
+class Engine(Protocol):
+    """What the worker's loop asks of any engine, of text or of embeddings."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+
+    def submit(self, request: GenerationRequest | EmbeddingRequest) -> None:
+        """Queue a request. Raises ContextTooLong, InvalidRequest if it can never run on this engine."""
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request; False if it is unknown or finished."""
+
+    def step(self) -> StepOutcome:
+        """Compute one step and give its results."""
+
+    def step_stats(self) -> EngineStats:
+        """The counters as they stand, with no step measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +119,14 @@ class TextEngine:
         """Whether `step` has anything to do."""
         return bool(self._in_flight) or self._scheduler.has_unfinished
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: GenerationRequest | EmbeddingRequest) -> None:
         """Queue a request.
 
         Raises:
             ContextTooLong, InvalidRequest: it can never run on this engine.
         """
+        if not isinstance(request, GenerationRequest):
+            raise InvalidRequest("this model generates text and makes no embeddings", param="model")
         if max(request.prompt_token_ids, default=0) >= self._vocab_size:
             raise InvalidRequest(
                 f"the prompt has token ids beyond the vocabulary of {self._vocab_size}", param="prompt"
@@ -111,7 +142,7 @@ class TextEngine:
         while len(self._in_flight) < self._runner.max_in_flight and self._launch():
             pass
         if not self._in_flight:
-            return StepOutcome(deltas=(), failures=(), stats=self.step_stats())
+            return StepOutcome(stats=self.step_stats())
         step = self._in_flight.popleft()
         try:
             sampled = step.pending.tokens()
@@ -121,7 +152,7 @@ class TextEngine:
         failures = self._drop_invalid(step.batch, sampled)
         deltas = self._scheduler.commit(step.batch, sampled)
         self._scheduler.observe(step.batch, seconds)
-        return StepOutcome(tuple(deltas), failures, self._stats(step.batch, seconds))
+        return StepOutcome(self._stats(step.batch, seconds), deltas=tuple(deltas), failures=failures)
 
     def step_stats(self) -> EngineStats:
         """The counters as they stand, with no step measured."""
@@ -175,7 +206,7 @@ class TextEngine:
             for request_id in self._scheduler.fail(batch)
         ]
         fatal = f"the device failed: {type(error).__name__}" if self._runner.is_fatal(error) else None
-        return StepOutcome(deltas=(), failures=tuple(failures), stats=self._stats(batch, 0.0), fatal=fatal)
+        return StepOutcome(self._stats(batch, 0.0), failures=tuple(failures), fatal=fatal)
 
     def _stats(self, batch: Batch, step_seconds: float) -> EngineStats:
         now = self._scheduler.stats()

@@ -237,7 +237,7 @@ async def _deadline(remaining_s: float, timeout_s: float) -> AsyncIterator[None]
 
 
 def _check_task(spec: ModelSpec) -> None:
-    if spec.task != "generate":
+    if spec.task == "embed":
         raise UnsupportedParameter(f"model {spec.name!r} does not generate text", param="model")
 
 

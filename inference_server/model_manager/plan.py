@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from inference_server.checkpoints.facts import ModelFacts, model_facts, read_config
 from inference_server.checkpoints.footprint import kv_bytes_per_token, weight_bytes
 from inference_server.checkpoints.native import native_shape
@@ -21,6 +23,7 @@ from inference_server.config.settings import Settings
 from inference_server.errors import ModelLoadFailed
 from inference_server.model_manager import workspace
 from inference_server.model_manager.devices import HOST
+from inference_server.model_manager.embedding_plan import embedding_needs, embeds
 from inference_server.model_manager.kernels import choose_execution, needs_native
 from inference_server.types import Speculation
 from inference_server.worker.protocol import Load
@@ -75,7 +78,7 @@ def plan_model(
         return _scripted_plan(spec, folder, settings)
     plans: list[ModelPlan] = []
     for device in device_choices(spec, capacity_bytes):
-        plan = _Planner(spec, folder, settings, device, flags).plan(capacity_bytes)
+        plan = _plan_on(device, spec, folder, settings, capacity_bytes, flags)
         if fits(plan.bytes_by_device, capacity_bytes):
             if plans:
                 logger.info("%s does not fit on %s, so it goes to %s", spec.name, plans[0].device, device)
@@ -110,6 +113,47 @@ def device_choices(spec: ModelSpec, known: Mapping[str, int]) -> tuple[str, ...]
     if not chosen or any(name not in known for name in chosen):
         raise ModelLoadFailed(f"{spec.name!r} wants device {wanted!r}, which is not here", param="device")
     return chosen
+
+
+def _plan_on(
+    device: str,
+    spec: ModelSpec,
+    folder: Path,
+    settings: Settings,
+    capacity_bytes: Mapping[str, int],
+    flags: frozenset[str],
+) -> ModelPlan:
+    if embeds(spec, folder):
+        return _embedding_plan(spec, folder, settings, device)
+    return _Planner(spec, folder, settings, device, flags).plan(capacity_bytes)
+
+
+def _embedding_plan(spec: ModelSpec, folder: Path, settings: Settings, device: str) -> ModelPlan:
+    needs = embedding_needs(spec, folder, settings, device)
+    load = _load_message(
+        spec,
+        folder,
+        settings,
+        device=device,
+        dtype=needs.dtype,
+        quantization="none",
+        max_model_len=needs.max_model_len,
+        kv_cache_tokens=0,
+    )
+    on_gpu = device != HOST
+    context = workspace.CUDA_DEVICE_CONTEXT_BYTES if on_gpu else workspace.CPU_CONTEXT_BYTES
+    needed = {device: needs.weights_bytes + needs.workspace_bytes + context}
+    if on_gpu:
+        needed[HOST] = workspace.CUDA_HOST_CONTEXT_BYTES
+    return ModelPlan(
+        load=msgspec.structs.replace(load, task="embed", max_num_batched_tokens=needs.max_num_batched_tokens),
+        facts=model_facts(folder),
+        weights_bytes=needs.weights_bytes,
+        kv_cache_bytes=0,
+        workspace_bytes=needs.workspace_bytes,
+        context_bytes=context,
+        bytes_by_device=needed,
+    )
 
 
 class _Planner:

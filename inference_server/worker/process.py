@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from inference_server import errors
-from inference_server.engine.text_engine import EngineFacts, TextEngine
+from inference_server.engine.text_engine import Engine, EngineFacts
 from inference_server.worker import protocol
 from inference_server.worker.channel import ChildChannel
 
@@ -153,17 +153,21 @@ def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> 
 
 def _build_engine(
     message: protocol.Load, on_progress: Callable[[str, float | None], None]
-) -> tuple[TextEngine, EngineFacts]:
+) -> tuple[Engine, EngineFacts]:
     if message.scripted:
         from inference_server.engine.scripted import build_scripted_engine
 
         return build_scripted_engine(message, on_progress)
+    if message.task == "embed":
+        from inference_server.engine.embedding_assembly import build_embedding_engine
+
+        return build_embedding_engine(message, on_progress)
     from inference_server.engine.assembly import build_text_engine
 
     return build_text_engine(message, on_progress)
 
 
-def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int:
+def _serve(channel: ChildChannel, activity: Activity, engine: Engine) -> int:
     """The loop: receive → step → deliver."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
@@ -182,14 +186,16 @@ def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int
                         request_id=failure.request_id, code=failure.code, message=failure.message
                     )
                 )
-            channel.send(protocol.StepOutput(deltas=outcome.deltas, stats=outcome.stats))
+            channel.send(
+                protocol.StepOutput(stats=outcome.stats, deltas=outcome.deltas, vectors=outcome.vectors)
+            )
             if outcome.fatal is not None:
                 channel.send(protocol.Failed(code="worker_died", message=outcome.fatal))
                 return 1
 
 
-def _apply(channel: ChildChannel, engine: TextEngine, message: protocol.ToChild) -> None:
-    if isinstance(message, protocol.Submit):
+def _apply(channel: ChildChannel, engine: Engine, message: protocol.ToChild) -> None:
+    if isinstance(message, protocol.Submit | protocol.Embed):
         try:
             engine.submit(message.request)
         except errors.HelixFlowError as error:
@@ -202,7 +208,7 @@ def _apply(channel: ChildChannel, engine: TextEngine, message: protocol.ToChild)
         for request_id in message.request_ids:
             engine.abort(request_id)
         if not engine.has_work:  # no step will come to say that nothing runs any more
-            channel.send(protocol.StepOutput(deltas=(), stats=engine.step_stats()))
+            channel.send(protocol.StepOutput(stats=engine.step_stats()))
 
 
 def _fail(channel: ChildChannel, code: str, error: Exception) -> None:
