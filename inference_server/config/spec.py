@@ -46,7 +46,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the catalog.
 
     `sha256` is that of the one downloaded artifact (for a wheel: of the member file).
-    Where `quantization`, `kernels`, `device` or `dtype` is "auto", the plan decides.
+    Where `quantization`, `kernels`, `device`, `dtype` or `task` is "auto", the plan decides.
     `keep_alive_s` is the idle time after which the model may be unloaded; None is for ever. The two limits
     of drafts have no effect while `speculation` is "none".
     """
@@ -60,7 +60,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "auto"
     dtype: str = "auto"
     aliases: tuple[str, ...] = ()
-    task: str = "generate"
+    task: str = "auto"
     preload: bool = False
     pinned: bool = False
     max_model_len: int | None = None

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Protocol
 
 from inference_server.engine.contract import Sleeper, Sleepless, StepRunner
 from inference_server.engine.memory_errors import is_out_of_memory
@@ -20,7 +21,14 @@ from inference_server.errors import InsufficientMemory, InternalError, InvalidRe
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
-from inference_server.types import EngineStats, GenerationRequest, MemoryReport, TokenDelta
+from inference_server.types import (
+    EmbeddingRequest,
+    EmbeddingVector,
+    EngineStats,
+    GenerationRequest,
+    MemoryReport,
+    TokenDelta,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +56,41 @@ class RequestFailure:
 class StepOutcome:
     """What one step gave. `fatal` says why the process must end, if it must."""
 
-    deltas: tuple[TokenDelta, ...]
-    failures: tuple[RequestFailure, ...]
     stats: EngineStats
+    deltas: tuple[TokenDelta, ...] = ()
+    vectors: tuple[EmbeddingVector, ...] = ()
+    failures: tuple[RequestFailure, ...] = ()
     fatal: str | None = None
+
+
+class Engine(Protocol):
+    """What the worker's loop asks of any engine, of text or of embeddings."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+
+    def submit(self, request: GenerationRequest | EmbeddingRequest) -> None:
+        """Queue a request. Raises ContextTooLong, InvalidRequest if it can never run on this engine."""
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request; False if it is unknown or finished."""
+
+    def step(self) -> StepOutcome:
+        """Compute one step and give its results."""
+
+    def step_stats(self) -> EngineStats:
+        """The counters as they stand, with no step measured."""
+
+    @property
+    def why_not_sleep(self) -> str:
+        """In words why the engine can never sleep; empty if it can."""
+
+    def sleep(self) -> MemoryReport:
+        """Give memory back; what is left is returned. Raises SleepUnsupported if it cannot now, or never."""
+
+    def wake(self) -> MemoryReport:
+        """Take requests again; what is held now is returned. Raises SleepUnsupported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +181,7 @@ class TextEngine:
             self._is_asleep = False
         return self._sleeper.memory()
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: GenerationRequest | EmbeddingRequest) -> None:
         """Queue a request.
 
         Raises:
@@ -151,6 +190,8 @@ class TextEngine:
         """
         if self._is_asleep:
             raise InternalError("the model was asleep when this request came; this is a bug of the server")
+        if not isinstance(request, GenerationRequest):
+            raise InvalidRequest("this model generates text and makes no embeddings", param="model")
         if max(request.prompt_token_ids, default=0) >= self._vocab_size:
             raise InvalidRequest(
                 f"the prompt has token ids beyond the vocabulary of {self._vocab_size}", param="prompt"
@@ -166,7 +207,7 @@ class TextEngine:
         while len(self._in_flight) < self._runner.max_in_flight and self._launch():
             pass
         if not self._in_flight:
-            return StepOutcome(deltas=(), failures=(), stats=self.step_stats())
+            return StepOutcome(stats=self.step_stats())
         step = self._in_flight.popleft()
         try:
             sampled = step.pending.tokens()
@@ -179,7 +220,7 @@ class TextEngine:
         if scores is not None:
             deltas = with_scores(deltas, scores)
         self._scheduler.observe(step.batch, seconds)
-        return StepOutcome(tuple(deltas), failures, self._stats(step.batch, seconds))
+        return StepOutcome(self._stats(step.batch, seconds), deltas=tuple(deltas), failures=failures)
 
     def step_stats(self) -> EngineStats:
         """The counters as they stand, with no step measured."""
@@ -228,7 +269,7 @@ class TextEngine:
         code, message = _told(error)
         failures = [RequestFailure(request_id, code, message) for request_id in self._scheduler.fail(batch)]
         fatal = f"the device failed: {type(error).__name__}" if self._runner.is_fatal(error) else None
-        return StepOutcome(deltas=(), failures=tuple(failures), stats=self._stats(batch, 0.0), fatal=fatal)
+        return StepOutcome(self._stats(batch, 0.0), failures=tuple(failures), fatal=fatal)
 
     def _stats(self, batch: Batch, step_seconds: float) -> EngineStats:
         now = self._scheduler.stats()

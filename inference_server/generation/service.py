@@ -288,7 +288,7 @@ def fingerprint(plan: ModelPlan) -> str:
 
 
 def _check_task(spec: ModelSpec) -> None:
-    if spec.task != "generate":
+    if spec.task == "embed":
         raise UnsupportedParameter(f"model {spec.name!r} does not generate text", param="model")
 
 

@@ -18,6 +18,7 @@ from inference_server.config.units import format_bytes
 from inference_server.errors import ConfigError, ModelLoadFailed
 from inference_server.model_manager import workspace
 from inference_server.model_manager.devices import HOST
+from inference_server.model_manager.embedding_plan import embedding_plan, embeds
 from inference_server.model_manager.kernels import needs_native
 from inference_server.model_manager.load_message import load_message
 from inference_server.model_manager.model_plan import ModelPlan, fits
@@ -49,6 +50,9 @@ def plan_model(
     """
     if is_scripted(spec):
         return _scripted_plan(spec, folder, settings)
+    if embeds(spec, folder):
+        choices = device_choices(spec, capacity_bytes)
+        return embedding_plan(spec, folder, settings, choices, capacity_bytes)
     plans: list[ModelPlan] = []
     refusal: ConfigError | None = None
     for devices in _by_kind(device_choices(spec, capacity_bytes)):

@@ -8,17 +8,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 from inference_server import errors
-from inference_server.types import GenerationRequest, TokenDelta
+from inference_server.types import EmbeddingRequest, EmbeddingVector, GenerationRequest, TokenDelta
 from inference_server.worker import protocol
 from inference_server.worker.connection import ChildConnection
 
 GRACE_S = 5.0  # between Stop and SIGKILL
 WATCH_INTERVAL_S = 1.0
 MIN_SILENCE_S = 3.0  # heartbeats come about once a second: less would kill healthy workers
+
+T = TypeVar("T")
+_Item = TokenDelta | EmbeddingVector | errors.HelixFlowError
 
 _ERRORS: dict[str, type[errors.HelixFlowError]] = {
     cls.code: cls
@@ -65,6 +69,15 @@ class Worker(Protocol):
             InternalError: the model's forward pass failed for this request.
         """
 
+    async def embed(self, request: EmbeddingRequest) -> tuple[bytes, ...]:
+        """The vector of each input, as little-endian float32 numbers. Cancelling it aborts the request.
+
+        Raises:
+            WorkerDied: the process is gone.
+            InvalidRequest, ContextTooLong: the worker refused the request.
+            InternalError: the model's forward pass failed for this request.
+        """
+
     async def sleep(self) -> None:
         """Give the memory of weights and KV cache back; the process stays. Returns at once if it sleeps.
 
@@ -85,6 +98,30 @@ class Worker(Protocol):
         """Ask, wait, kill. Returns when the process is gone and its memory is free."""
 
 
+class _Stream:
+    """What comes for one request. `is_finished`: the worker has forgotten it, so nothing is left to abort."""
+
+    def __init__(self) -> None:
+        self.is_finished = False
+        self._items: asyncio.Queue[_Item] = asyncio.Queue()
+
+    def put(self, item: _Item) -> None:
+        """Called by the handle as messages come."""
+        self._items.put_nowait(item)
+
+    async def next(self, kind: type[T]) -> T:
+        """The next answer. Raises the error that came instead of it."""
+        item = await self._items.get()
+        if isinstance(item, kind):
+            return item
+        self.is_finished = True
+        raise (
+            item
+            if isinstance(item, errors.HelixFlowError)
+            else errors.InternalError("the worker answered a request with something else")
+        )
+
+
 class WorkerHandle:
     """A `Worker` backed by a real process. Create it with `launcher.ForkServerLauncher.launch`."""
 
@@ -94,7 +131,7 @@ class WorkerHandle:
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.on_step: Callable[[protocol.EngineStats], None] | None = None
         self._hang_timeout_s = hang_timeout_s
-        self._streams: dict[str, asyncio.Queue[TokenDelta | errors.HelixFlowError]] = {}
+        self._streams: dict[str, _Stream] = {}
         self._changes: deque[asyncio.Future[None]] = deque()  # sleeps and wakes asked for, oldest first
         self._connection: ChildConnection | None = None
         self._death_reason: str | None = None
@@ -118,27 +155,21 @@ class WorkerHandle:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """See `Worker.generate`."""
-        if self._death_reason is not None:
-            raise errors.WorkerDied(self._death_reason)
-        if request.request_id in self._streams:
-            raise errors.InternalError(f"request id {request.request_id!r} is already in use")
-        stream: asyncio.Queue[TokenDelta | errors.HelixFlowError] = asyncio.Queue()
-        self._streams[request.request_id] = stream
-        connection = self._open_connection()
-        connection.send(protocol.Submit(request=request))
-        finished = False
-        try:
-            while not finished:
-                item = await stream.get()
-                if isinstance(item, errors.HelixFlowError):
-                    finished = True
-                    raise item
-                finished = item.finish_reason is not None
-                yield item
-        finally:
-            self._streams.pop(request.request_id, None)
-            if not finished:
-                connection.send(protocol.Abort(request_ids=(request.request_id,)))
+        with self._submitted(request.request_id, protocol.Submit(request=request)) as stream:
+            while not stream.is_finished:
+                delta = await stream.next(TokenDelta)
+                stream.is_finished = delta.finish_reason is not None
+                yield delta
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[bytes, ...]:
+        """See `Worker.embed`."""
+        vectors: dict[int, bytes] = {}
+        with self._submitted(request.request_id, protocol.Embed(request=request)) as stream:
+            while len(vectors) < len(request.inputs):
+                vector = await stream.next(EmbeddingVector)
+                vectors[vector.index] = vector.values
+            stream.is_finished = True
+        return tuple(vectors[index] for index in range(len(request.inputs)))
 
     async def sleep(self) -> None:
         """See `Worker.sleep`."""
@@ -169,10 +200,12 @@ class WorkerHandle:
         """One message of the running worker."""
         self._last_seen_s = time.monotonic()
         match message:
-            case protocol.StepOutput(deltas=deltas, stats=stats):
+            case protocol.StepOutput(deltas=deltas, vectors=vectors, stats=stats):
                 self.stats = stats
                 for delta in deltas:
                     self._deliver(delta.request_id, delta)
+                for vector in vectors:
+                    self._deliver(vector.request_id, vector)
                 if self.on_step is not None:
                     self.on_step(stats)
             case protocol.Heartbeat(busy_seconds=busy_seconds, stats=stats):
@@ -201,7 +234,7 @@ class WorkerHandle:
         connection = self._open_connection()
         connection.kill()
         for stream in self._streams.values():
-            stream.put_nowait(
+            stream.put(
                 errors.WorkerDied(
                     "the model's worker process ended while it held this request; send it again"
                 )
@@ -214,6 +247,23 @@ class WorkerHandle:
             connection.exited.add_done_callback(self._tell_closed)
 
     # ------------------------------------------------------------ internals
+
+    @contextmanager
+    def _submitted(self, request_id: str, message: protocol.Submit | protocol.Embed) -> Iterator[_Stream]:
+        """Send a request and take its answers; leaving before it has finished aborts it."""
+        if self._death_reason is not None:
+            raise errors.WorkerDied(self._death_reason)
+        if request_id in self._streams:
+            raise errors.InternalError(f"request id {request_id!r} is already in use")
+        connection = self._open_connection()
+        stream = self._streams[request_id] = _Stream()
+        connection.send(message)
+        try:
+            yield stream
+        finally:
+            self._streams.pop(request_id, None)
+            if not stream.is_finished:
+                connection.send(protocol.Abort(request_ids=(request_id,)))
 
     async def _change(self, message: protocol.Sleep | protocol.Wake) -> None:
         """Send it and wait for its answer; the worker answers in the order in which it was asked."""
@@ -241,10 +291,10 @@ class WorkerHandle:
         if not self.closed.done():
             self.closed.set_result(self._death_reason or "ended")
 
-    def _deliver(self, request_id: str, item: TokenDelta | errors.HelixFlowError) -> None:
+    def _deliver(self, request_id: str, item: _Item) -> None:
         stream = self._streams.get(request_id)
         if stream is not None:
-            stream.put_nowait(item)
+            stream.put(item)
 
     def _watch_for_hang(self) -> None:
         silent_s = time.monotonic() - self._last_seen_s

