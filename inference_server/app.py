@@ -27,7 +27,8 @@ from inference_server.api.application import build_application
 from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
-from inference_server.generation.service import GenerationService
+from inference_server.generation.door import Door
+from inference_server.generation.services import build_services
 from inference_server.model_manager.arrival import prepare_message
 from inference_server.model_manager.learning import LearningLauncher
 from inference_server.model_manager.load_times import LoadTimes
@@ -101,17 +102,17 @@ async def _run(
         observer=metrics,
         load_times=LoadTimes(Path(settings.cache_dir) / LOAD_TIMES_FILE),
     )
-    service = GenerationService(manager, settings, metrics)
+    services = build_services(manager, settings, metrics)
     reloader = Reloader(read, manager.reload)
     application = build_application(
-        settings=settings, manager=manager, service=service, metrics=metrics, reload=reloader.reload
+        settings=settings, manager=manager, services=services, metrics=metrics, reload=reloader.reload
     )
     http = _HttpServer(application, settings)
     stop = asyncio.Event()
     with _signals(stop), _reloading_on_hangup(reloader):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
-            return await _live(settings, sock, manager, service, stop, display)
+            return await _live(settings, sock, manager, services.door, stop, display)
         finally:
             await manager.stop()  # before the listener: streams that are left get their error event
             http.should_exit = True
@@ -123,7 +124,7 @@ async def _live(
     settings: Settings,
     sock: socket.socket,
     manager: ModelManager,
-    service: GenerationService,
+    door: Door,
     stop: asyncio.Event,
     display: ProgressDisplay,
 ) -> int:
@@ -141,10 +142,10 @@ async def _live(
     if not stop.is_set():
         _say_ready(settings, sock.getsockname()[1], manager)
     await stopping
-    service.shut_down()
-    logger.info("draining: %d requests in progress", service.num_requests)
+    door.shut_down()
+    logger.info("draining: %d requests in progress", door.num_requests)
     if not await manager.drain(settings.shutdown_timeout):
-        logger.warning("%d requests did not finish in time and were ended", service.num_requests)
+        logger.warning("%d requests did not finish in time and were ended", door.num_requests)
     return 0
 
 

@@ -21,9 +21,10 @@ from inference_server.api.replica_load import replica_load
 from inference_server.api.routes import admin, health, metrics, model_events, models, ollama, tokenization
 from inference_server.api.routes.chat import chat_completions
 from inference_server.api.routes.completions import completions
+from inference_server.api.routes.embeddings import embeddings
 from inference_server.config.settings import Settings
 from inference_server.errors import HelixFlowError
-from inference_server.generation.service import GenerationService
+from inference_server.generation.services import Services
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.endpoint_picker import EndpointPickerPage, ReplicaLoad
 from inference_server.telemetry.metrics import Metrics
@@ -38,7 +39,7 @@ def build_application(
     *,
     settings: Settings,
     manager: ModelManager,
-    service: GenerationService,
+    services: Services,
     metrics: Metrics,
     reload: Reload,
     clock: Callable[[], float] = time.monotonic,
@@ -46,7 +47,7 @@ def build_application(
     """The whole HTTP surface over the given objects. `clock` gives monotonic seconds."""
 
     def measure() -> ReplicaLoad:
-        return replica_load(manager.snapshot(), manager.device_usage(), service.num_requests)
+        return replica_load(manager.snapshot(), manager.device_usage(), services.door.num_requests)
 
     routes = _routes()
     paths = {route.path for route in routes}
@@ -74,7 +75,10 @@ def build_application(
     application.state.context = ApiContext(
         settings=settings,
         manager=manager,
-        service=service,
+        door=services.door,
+        service=services.text,
+        embeddings=services.embeddings,
+        tokenization=services.tokenization,
         metrics=metrics,
         reload=reload,
         picker_page=EndpointPickerPage(measure, clock=clock, wall_clock=time.time),
@@ -114,6 +118,7 @@ def _model_routes(prefix: str) -> list[Route]:
     return [
         Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
         Route(f"{prefix}/completions", completions, methods=["POST"]),
+        Route(f"{prefix}/embeddings", embeddings, methods=["POST"]),
         Route(f"{prefix}/models", models.list_models),
         Route(f"{prefix}/models/{{name:path}}", models.get_model),
     ]

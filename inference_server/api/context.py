@@ -14,8 +14,11 @@ from inference_server.api.middleware.access import may_administer
 from inference_server.api.schemas.answers import Frame
 from inference_server.config.settings import Settings
 from inference_server.errors import InvalidRequest
+from inference_server.generation.door import Door
+from inference_server.generation.embeddings import EmbeddingService
 from inference_server.generation.requests import TextRequest
 from inference_server.generation.service import Generation, GenerationService
+from inference_server.generation.tokenization import Tokenization
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.reload import ReloadReport
 from inference_server.telemetry.endpoint_picker import EndpointPickerPage
@@ -34,7 +37,10 @@ class ApiContext:
 
     settings: Settings
     manager: ModelManager
+    door: Door
     service: GenerationService
+    embeddings: EmbeddingService
+    tokenization: Tokenization
     metrics: Metrics
     reload: Reload
     picker_page: EndpointPickerPage

@@ -11,7 +11,7 @@ from inference_server.checkpoints.cache import locked, new_folder, write_json
 from inference_server.checkpoints.digest import text_key
 from inference_server.checkpoints.sources import ScriptedSource
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NUM_BYTES = 256
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")  # ids 256 to 259
 BOS_ID, IM_END_ID = 256, 259
@@ -53,6 +53,7 @@ def _config(options: dict[str, str]) -> dict[str, object]:
         "num_hidden_layers": 1,  # it has none; every config must name a number
         "bos_token_id": BOS_ID,
         "eos_token_id": IM_END_ID,
+        "is_matryoshka": True,  # what it embeds is noise at any length
         "scripted": options,
     }
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import msgspec
 
 from inference_server.engine.contract import Sleepless
+from inference_server.engine.embedding_engine import EmbeddingEngine
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
+from inference_server.engine.scripted_embedder import scripted_embedding_engine
 from inference_server.engine.scripted_faults import Fault, commit, fault_in_file, fault_in_prompts
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory, ModelLoadFailed
@@ -185,7 +187,7 @@ class ScriptedSleeper:
 
 def build_scripted_engine(
     spec: EngineSpec, on_progress: Callable[[str, float | None], None]
-) -> tuple[TextEngine, EngineFacts]:
+) -> tuple[TextEngine | EmbeddingEngine, EngineFacts]:
     """An engine over the prepared folder of a scripted model.
 
     Raises:
@@ -199,13 +201,16 @@ def build_scripted_engine(
     if options.max_in_flight not in (1, MAX_IN_FLIGHT):
         raise ModelLoadFailed(f"max_in_flight is 1 or {MAX_IN_FLIGHT}")
     _pretend_to_load(options, on_progress)
-    eos_token_id = int(config["eos_token_id"])
+    eos_token_id, vocab_size = int(config["eos_token_id"]), int(config["vocab_size"])
+    if spec.task == "embed":
+        facts = EngineFacts(memory=NO_MEMORY, dtype="float32", kv_cache_tokens=0, vocab_size=vocab_size)
+        return scripted_embedding_engine(spec, vocab_size, options.step_ms), facts
     scheduler = build_scheduler(spec, {eos_token_id})
     facts = EngineFacts(
         memory=NO_MEMORY,
         dtype="float32",
         kv_cache_tokens=num_blocks(spec) * BLOCK_SIZE,
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=vocab_size,
     )
     sleeper = ScriptedSleeper(options) if options.can_sleep else Sleepless("it was scripted to stay awake")
     runner = ScriptedRunner(options, eos_token_id, facts.vocab_size)

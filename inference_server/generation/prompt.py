@@ -53,6 +53,13 @@ class PromptTemplate:
         """Token ids of a plain prompt, with the special tokens that the tokenizer itself adds, if wanted."""
         return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_cut(self, text: str, max_tokens: int) -> list[int]:
+        """As `encode_text`, but of the text's beginning only: `max_tokens` ids, special ones included."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        num_special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
+        encoding.truncate(max(0, max_tokens - num_special))
+        return list(self.tokenizer.post_process(encoding, add_special_tokens=True).ids)[:max_tokens]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))

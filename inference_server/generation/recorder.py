@@ -43,6 +43,10 @@ class RequestRecorder:
         """One answer is asked of the worker."""
         return AnswerRecorder(self._series, self._clock, self._arrived_s, self._decoding)
 
+    def embedded(self) -> None:
+        """All vectors of a request for embeddings are there."""
+        self._series.embedded(self.elapsed_s)
+
     def refused(self, code: str) -> None:
         """The request ended with an error of this code."""
         self._metrics.rejected.labels(self._model, code).inc()

@@ -1,33 +1,24 @@
-"""Runs one request from its prompts to its last piece of text: admit → lease → encode → run → account.
+"""Runs one text request from its prompts to its last piece of text: admit → lease → encode → run → account.
 
-The one place where queue limits, deadlines and leases meet. Knows no HTTP and no JSON. Owner: the event loop.
+Queue limits, deadlines and leases are the door's. Knows no HTTP and no JSON. Owner: the event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from inference_server import __version__
 from inference_server.config.catalog import ModelSpec
-from inference_server.config.settings import Settings
-from inference_server.errors import (
-    HelixFlowError,
-    InvalidRequest,
-    ShuttingDown,
-    UnsupportedParameter,
-)
-from inference_server.generation.admission import Admission
+from inference_server.errors import InvalidRequest
 from inference_server.generation.answer import Answer, merged
 from inference_server.generation.answer_text import AnswerText
-from inference_server.generation.deadline import deadline
 from inference_server.generation.detokenizer import Detokenizer
+from inference_server.generation.door import Door, Visit
 from inference_server.generation.prompt import PromptTemplate
-from inference_server.generation.recorder import Clock, RequestRecorder
+from inference_server.generation.recorder import RequestRecorder
 from inference_server.generation.requests import (
     ChatPrompt,
     Prompt,
@@ -44,14 +35,12 @@ from inference_server.generation.sampling import (
 )
 from inference_server.generation.scores import ScoreTrack, SharedPrompt
 from inference_server.generation.stopping import StopStrings
+from inference_server.generation.task import check_task
 from inference_server.generation.templates import Templates
-from inference_server.generation.tokenization import Tokenization
 from inference_server.model_manager.lease import Lease
-from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.record import ProgressListener
 from inference_server.model_manager.status import ModelStatus
-from inference_server.telemetry.metrics import Metrics
 from inference_server.types import GenerationRequest, SamplingParams, Usage
 
 
@@ -102,44 +91,11 @@ class _Encoded:
 
 
 class GenerationService:
-    """Generates text for the API. After `shut_down` new requests are refused; running ones go on.
+    """Generates text for the API."""
 
-    `clock` gives monotonic seconds and must be the manager's.
-    """
-
-    def __init__(
-        self, manager: ModelManager, settings: Settings, metrics: Metrics, *, clock: Clock = time.monotonic
-    ) -> None:
-        self._manager = manager
-        self._metrics = metrics
-        self._clock = clock
-        self._max_timeout_s = settings.request_timeout
-        self._templates = Templates()
-        self.tokenization = Tokenization(manager, self._templates, self._max_timeout_s)
-        self._admission = Admission(
-            max_running=settings.max_num_seqs,
-            max_queued=settings.max_num_queued_reqs,
-            max_queued_total=settings.max_queued_total,
-        )
-        self.draining = asyncio.Event()  # set when new requests are refused
-
-    @property
-    def num_requests(self) -> int:
-        """Sequences in progress, queued ones included."""
-        return self._admission.num_requests
-
-    def num_in_progress(self, model: str) -> int:
-        """Sequences in progress on one model (its configured name), queued ones included."""
-        return self._admission.num_in_progress(model)
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether new requests are refused."""
-        return self.draining.is_set()
-
-    def shut_down(self) -> None:
-        """Refuse new requests from now on."""
-        self.draining.set()
+    def __init__(self, door: Door, templates: Templates) -> None:
+        self._door = door
+        self._templates = templates
 
     @asynccontextmanager
     async def open(
@@ -156,46 +112,29 @@ class GenerationService:
             ModelLoadFailed, InsufficientMemory: the model cannot be had.
             DeadlineExceeded: the time is up, in the queue or inside the block.
         """
-        status = self._manager.status(request.model)
-        recorder = RequestRecorder(self._metrics, status.name, self._clock)
-        try:
-            self._refuse_if_draining()
-            _check_task(status.spec)
-            with self._admission.admitted(status.name, len(request.prompts) * request.num_candidates):
-                async with self._running(request, status, recorder, on_progress) as generation:
-                    yield generation
-            self._admission.observe(recorder.elapsed_s)
-        except HelixFlowError as error:
-            recorder.refused(error.code)
-            raise
-        except asyncio.CancelledError:
-            recorder.cancelled()
-            raise
+        status = self._door.status(request.model)
+        num_places = len(request.prompts) * request.num_candidates
+        async with (
+            self._door.admitted(status.name, num_places, request.timeout_s) as visit,
+            self._running(request, status, visit, on_progress) as generation,
+        ):
+            yield generation
 
     @asynccontextmanager
     async def _running(
-        self,
-        request: TextRequest,
-        status: ModelStatus,
-        recorder: RequestRecorder,
-        on_progress: ProgressListener | None,
+        self, request: TextRequest, status: ModelStatus, visit: Visit, on_progress: ProgressListener | None
     ) -> AsyncIterator[Generation]:
         """With the plan of the model's last load, a request is refused before the model is loaded for it."""
-        timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
-        deadline_s = self._clock() + timeout_s
         plan = status.plan
+        check_task(status.spec, plan, "generate")
         encoded = None if plan is None else await self._encode(request, status.spec, plan)
-        acquiring = self._manager.acquire(
-            status.name,
-            deadline_s=deadline_s,
-            on_progress=on_progress,
-            keep_alive_s=request.keep_alive_s,
-        )
-        async with acquiring as lease, deadline(deadline_s - self._clock(), timeout_s):
+        leasing = self._door.leased(visit, keep_alive_s=request.keep_alive_s, on_progress=on_progress)
+        async with leasing as lease:
             if encoded is None or lease.plan is not plan:
+                check_task(lease.spec, lease.plan, "generate")
                 encoded = await self._encode(request, lease.spec, lease.plan)
-            recorder.leased()
-            yield _generation(request, lease, encoded, recorder)
+            visit.recorder.leased()
+            yield _generation(request, lease, encoded, visit.recorder)
 
     async def _encode(self, request: TextRequest, spec: ModelSpec, plan: ModelPlan) -> _Encoded:
         template = await self._templates.get(plan.load.folder)
@@ -215,12 +154,6 @@ class GenerationService:
             )
             prompts.append((prompt, token_ids, sampling))
         return _Encoded(template, tuple(prompts))
-
-    def _refuse_if_draining(self) -> None:
-        if self.is_draining:
-            raise ShuttingDown(
-                "the server is shutting down; send the request to another one", retry_after_s=5
-            )
 
 
 def _generation(
@@ -285,11 +218,6 @@ def fingerprint(plan: ModelPlan) -> str:
     load = plan.load
     parts = (__version__, load.model, load.folder, load.quantization, load.dtype, load.kernels, load.device)
     return "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=6).hexdigest()
-
-
-def _check_task(spec: ModelSpec) -> None:
-    if spec.task == "embed":
-        raise UnsupportedParameter(f"model {spec.name!r} does not generate text", param="model")
 
 
 def _check_vocabulary(token_ids: tuple[int, ...], vocab_size: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,6 +66,15 @@ class Templates:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _encoded, template, prompt)
 
+    async def encode_texts(
+        self, template: PromptTemplate, texts: Sequence[str], max_tokens: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Token ids of each text, special tokens included, cut to `max_tokens` each."""
+        encode = functools.partial(_encoded_texts, template, texts, max_tokens)
+        if sum(map(len, texts)) <= self._inline_chars:
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+
     async def decode(self, template: PromptTemplate, token_ids: tuple[int, ...]) -> str:
         """The text of token ids, special ones included; long lists are decoded in a thread."""
         if len(token_ids) <= self._inline_chars:
@@ -89,6 +98,14 @@ def _encoded(template: PromptTemplate, prompt: ChatPrompt | TextPrompt) -> tuple
     if isinstance(prompt, TextPrompt):
         return tuple(template.encode_text(prompt.text, add_special_tokens=prompt.add_special_tokens))
     return tuple(template.encode_chat(prompt))
+
+
+def _encoded_texts(
+    template: PromptTemplate, texts: Sequence[str], max_tokens: int | None
+) -> list[tuple[int, ...]]:
+    if max_tokens is None:
+        return [tuple(template.encode_text(text)) for text in texts]
+    return [tuple(template.encode_cut(text, max_tokens)) for text in texts]
 
 
 def _num_chars(prompt: ChatPrompt | TextPrompt) -> int:

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from inference_server.checkpoints.facts import model_facts
 from inference_server.config.catalog import ModelSpec
 from inference_server.config.settings import Settings
@@ -147,7 +149,7 @@ def _scripted_plan(spec: ModelSpec, folder: Path, settings: Settings) -> ModelPl
     )
     context = workspace.SCRIPTED_CONTEXT_BYTES
     return ModelPlan(
-        load=load,
+        load=msgspec.structs.replace(load, task="embed" if spec.task == "embed" else "generate"),
         facts=facts,
         weights_bytes=0,
         kv_cache_bytes=0,

@@ -194,6 +194,11 @@ class ModelSeries:
         self._decode_time = metrics.decode_time.labels(model)
         self._tpot = metrics.tpot.labels(model)
 
+    def embedded(self, e2e_s: float) -> None:
+        """A request for embeddings is complete."""
+        self._success[FinishReason.STOP].inc()
+        self._e2e.observe(e2e_s)
+
     def answer_finished(
         self, reason: FinishReason, num_tokens: int, *, e2e_s: float, decode_s: float
     ) -> None:

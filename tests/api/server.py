@@ -33,7 +33,7 @@ class Server(House):
         self.application: Starlette = build_application(
             settings=self.settings,
             manager=self.manager,
-            service=self.service,
+            services=self.services,
             metrics=self.metrics,
             reload=Reloader(self.read_catalog, self.manager.reload).reload,
             clock=clock,

@@ -270,7 +270,7 @@ def test_the_stream_ends_when_the_server_drains(tmp_path: Path) -> None:
         server = Server(tmp_path)
         async with server.connected("/models/sse", None, method="GET") as connection:
             await connection.until('"embedder"')
-            server.service.shut_down()
+            server.door.shut_down()
             assert connection.task is not None
             await asyncio.wait_for(connection.task, 10)
             assert connection.sent[-1]["more_body"] is False

@@ -39,7 +39,7 @@ def test_ready_waits_for_the_preload_and_ends_with_the_drain_while_live_stays(tm
         assert await statuses() == [200] * 6
         await server.manager.unload("demo")
         assert await statuses() == [200] * 6  # it has been resident once
-        server.service.shut_down()
+        server.door.shut_down()
         assert await statuses() == [200, 200, 503, 503, 503, 503]
         refused = await server.chat()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
@@ -62,7 +62,7 @@ def test_a_scrape_shows_the_moment_and_wakes_no_model(tmp_path: Path) -> None:
     async def scenario() -> None:
         server = Server(tmp_path, loads=False)
         waiting = [asyncio.create_task(server.chat()) for _ in range(3)]
-        await until(lambda: server.service.num_requests == 3)
+        await until(lambda: server.door.num_requests == 3)
         page = (await server.client.get("/metrics")).text
         assert 'vllm:num_requests_waiting{model_name="demo"} 3.0' in page
         assert 'helixflow_model_state{model="other",state="unloaded"} 1.0' in page

@@ -26,7 +26,7 @@ def freed(server: Server) -> bool:
     """Whether nothing of any request is left anywhere."""
     statuses = server.manager.snapshot()
     return (
-        server.service.num_requests == 0
+        server.door.num_requests == 0
         and not any(worker.open for worker in server.launcher.workers)
         and all(status.num_leases == status.num_waiting == 0 for status in statuses)
         and server.sample("active_connections") == 0
@@ -206,9 +206,9 @@ def test_leaving_during_a_load_frees_the_request_and_not_the_load(
         body = {**(CHAT if path == CHATS else COMPLETION), "stream": stream}
         async with server.connected(path, body) as connection:
             await server.launcher.launching.wait()
-            await until(lambda: server.service.num_requests == 2)
+            await until(lambda: server.door.num_requests == 2)
             connection.leave()
-            await until(lambda: server.service.num_requests == 1)
+            await until(lambda: server.door.num_requests == 1)
         server.launcher.may_launch.set()
         assert (await other).status_code == 200
         assert freed(server)
@@ -244,7 +244,7 @@ def test_a_reader_that_stops_reading_and_leaves_is_forgotten(tmp_path: Path) -> 
         async with server.connected(CHATS, STREAM) as connection:
             await connection.until("assistant")
             connection.may_send.clear()
-            assert server.service.num_requests == 1
+            assert server.door.num_requests == 1
             connection.leave()
             await until(lambda: freed(server))
 
@@ -261,7 +261,7 @@ def test_two_hundred_clients_that_vanish_leave_nothing_behind(tmp_path: Path) ->
             asyncio.create_task(server.application(each.scope, each.receive, each.send))  # type: ignore[arg-type]
             for each in connections
         ]
-        await until(lambda: server.service.num_requests == 200)
+        await until(lambda: server.door.num_requests == 200)
         for connection in connections:
             connection.leave()
         await asyncio.gather(*tasks)

@@ -12,11 +12,13 @@ from inference_server.checkpoints.scripted import write_scripted_folder
 from inference_server.checkpoints.sources import ScriptedSource
 from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
-from inference_server.generation.service import GenerationService
+from inference_server.engine.scripted_embedder import ScriptedEmbedder
+from inference_server.generation.services import build_services
 from inference_server.model_manager.devices import HOST, DeviceMemory
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.metrics import Metrics
 from inference_server.types import (
+    EmbeddingRequest,
     EngineStats,
     FinishReason,
     GenerationRequest,
@@ -65,6 +67,7 @@ class FakeWorker:
         self.fail_after: tuple[int, errors.HelixFlowError] | None = None
         self.last_reason = FinishReason.STOP
         self.seen: list[GenerationRequest] = []
+        self.embedded: list[EmbeddingRequest] = []
         self.open: set[str] = set()
         self.aborted: list[str] = []
         self.ready = protocol.Ready(
@@ -117,6 +120,20 @@ class FakeWorker:
             )
             for index, token in enumerate(tokens)
         ]
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[bytes, ...]:
+        self.open.add(request.request_id)
+        try:
+            if self.gate is not None:
+                await self.gate.acquire()
+            if self.fail_after is not None:
+                raise self.fail_after[1]
+            self.embedded.append(request)
+            return tuple(
+                ScriptedEmbedder(0).embed(request.inputs, [request.dimensions] * len(request.inputs))
+            )
+        finally:
+            self.open.discard(request.request_id)
 
     async def sleep(self) -> None:
         """Nothing to give back."""
@@ -183,7 +200,8 @@ class House:
             observer=self.metrics,
             devices=lambda: {HOST: DeviceMemory(total_bytes=64 * GIB, free_bytes=64 * GIB)},
         )
-        self.service = GenerationService(self.manager, self.settings, self.metrics)
+        self.services = build_services(self.manager, self.settings, self.metrics)
+        self.service, self.door = self.services.text, self.services.door
 
     @property
     def worker(self) -> FakeWorker:

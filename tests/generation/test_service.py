@@ -54,7 +54,7 @@ def test_a_chat_is_answered_with_its_usage(tmp_path: Path) -> None:
         assert (text, reason) == ("Hello, world.", FinishReason.STOP)
         assert usage == Usage(prompt_tokens=HI_TOKENS, completion_tokens=14, cached_tokens=2)
         assert house.worker.seen[0].sampling.max_tokens == 256 - HI_TOKENS
-        assert house.service.num_requests == 0
+        assert house.door.num_requests == 0
 
     asyncio.run(scenario())
 
@@ -120,7 +120,7 @@ def test_several_prompts_are_answered_side_by_side(tmp_path: Path) -> None:
         house = House(tmp_path)
         wanted = request(TextPrompt("one"), TokenPrompt((1, 2, 3, 4)), sampling=SamplingOptions(max_tokens=5))
         async with house.service.open(wanted) as generation:
-            assert house.service.num_requests == 2
+            assert house.door.num_requests == 2
             answers = await texts(generation)
         assert answers == {0: ("Hello", FinishReason.LENGTH), 1: ("Hello", FinishReason.LENGTH)}
         assert generation.usage == Usage(prompt_tokens=7, completion_tokens=10, cached_tokens=4)
@@ -168,7 +168,7 @@ def test_what_cannot_be_served_is_refused_warm_or_cold(
             await house.warm()
         with pytest.raises(error):
             await answer(house, wanted)
-        assert house.service.num_requests == 0
+        assert house.door.num_requests == 0
         assert all(not worker.seen for worker in house.launcher.workers)
 
     asyncio.run(scenario())
@@ -195,10 +195,10 @@ def test_a_full_queue_refuses_at_once_also_while_the_model_loads(tmp_path: Path)
             await answer(house, request())
         assert caught.value.retry_after_s
         assert house.sample("helixflow_requests_rejected_total", model="demo", reason="queue_full") == 1
-        assert house.service.num_in_progress("demo") == 5
+        assert house.door.num_in_progress("demo") == 5
         house.launcher.may_launch.set()
         assert {text for text, _, _ in await asyncio.gather(*waiting)} == {"Hello, world."}
-        assert house.service.num_requests == 0
+        assert house.door.num_requests == 0
 
     asyncio.run(scenario())
 
@@ -210,8 +210,8 @@ def test_a_draining_service_refuses_new_requests_and_finishes_old_ones(tmp_path:
         worker.gate = asyncio.Semaphore(0)
         running = asyncio.create_task(answer(house, request()))
         await until(lambda: worker.open)
-        house.service.shut_down()
-        assert house.service.is_draining
+        house.door.shut_down()
+        assert house.door.is_draining
         with pytest.raises(errors.ShuttingDown):
             await answer(house, request())
         for _ in range(14):
@@ -242,7 +242,7 @@ async def leaving(house: House) -> AsyncIterator[asyncio.Task[object]]:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert house.service.num_requests == 0
+    assert house.door.num_requests == 0
     assert all(status.num_leases == 0 and status.num_waiting == 0 for status in house.manager.snapshot())
 
 
@@ -251,7 +251,7 @@ def test_leaving_while_the_model_loads_frees_the_place_but_not_the_load(tmp_path
         house = House(tmp_path, loads=False)
         other = asyncio.create_task(answer(house, request()))
         async with leaving(house):
-            await until(lambda: house.service.num_requests == 2)
+            await until(lambda: house.door.num_requests == 2)
             other.cancel()
             await settle()
         assert house.sample("helixflow_requests_cancelled_total", model="demo", stage="queue") == 2
@@ -282,7 +282,7 @@ def test_leaving_the_block_without_reading_frees_everything(tmp_path: Path) -> N
             await anext(deltas)
             await deltas.aclose()
         assert house.worker.aborted == ["r1-0"]
-        assert house.service.num_requests == 0
+        assert house.door.num_requests == 0
 
     asyncio.run(scenario())
 
@@ -300,7 +300,7 @@ def test_a_deadline_ends_a_request_in_load_or_generation(tmp_path: Path, loads: 
         with pytest.raises(expected) as caught:
             await answer(house, request(timeout_s=0.05))
         assert loads or caught.value.retry_after_s  # who waited for the model is told when to come again
-        assert house.service.num_requests == 0
+        assert house.door.num_requests == 0
         assert not any(worker.open for worker in house.launcher.workers)
 
     asyncio.run(scenario())

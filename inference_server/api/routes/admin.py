@@ -27,7 +27,7 @@ _SUCCESS = {"success": True}
 
 def lifecycle_object(context: ApiContext, status: ModelStatus) -> dict[str, Any]:
     """A model of `/v1/models`, and its life."""
-    in_house = context.service.num_in_progress(status.name)
+    in_house = context.door.num_in_progress(status.name)
     return model_object(context, status, status.name) | lifecycle_fields(status, in_house)
 
 

@@ -38,7 +38,7 @@ async def endpoint_picker_page(request: Request) -> Response:
 
 def _set_load(context: ApiContext, status: ModelStatus) -> None:
     stats = status.stats or EngineStats()
-    in_house = context.service.num_in_progress(status.name)
+    in_house = context.door.num_in_progress(status.name)
     context.metrics.set_load(
         status.name,
         num_running=stats.num_running,

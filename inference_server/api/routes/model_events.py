@@ -42,7 +42,7 @@ class _Events:
         with self._context.manager.watch() as statuses:
             for status in self._context.manager.snapshot():
                 await self._tell(status, "model_status")
-            async with aclosing(_until(self._context.service.draining, statuses)) as news:
+            async with aclosing(_until(self._context.door.draining, statuses)) as news:
                 async for status in news:
                     await self._follow(status)
 

@@ -27,9 +27,7 @@ async def tokenize(request: Request) -> Response:
     prompt, with_strings = body.wanted(), bool(body.return_token_strs)
     timeout_s = timeout_of(request, body.timeout)
     async with CancelOnDisconnect(request.receive):
-        tokens = await context.service.tokenization.encode(
-            body.model, prompt, timeout_s, with_spellings=with_strings
-        )
+        tokens = await context.tokenization.encode(body.model, prompt, timeout_s, with_spellings=with_strings)
     return Response(tokenized(tokens, with_strings=with_strings), media_type="application/json")
 
 
@@ -39,5 +37,5 @@ async def detokenize(request: Request) -> Response:
     body = await read_json(request, _DETOKENIZE, context.settings.max_body_bytes)
     timeout_s = timeout_of(request, body.timeout)
     async with CancelOnDisconnect(request.receive):
-        text = await context.service.tokenization.decode(body.model, tuple(body.tokens), timeout_s)
+        text = await context.tokenization.decode(body.model, tuple(body.tokens), timeout_s)
     return Response(detokenized(text), media_type="application/json")
