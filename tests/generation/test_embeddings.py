@@ -32,9 +32,7 @@ def test_texts_and_token_ids_get_their_vectors_in_order(tmp_path: Path) -> None:
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (8, 0)
         assert house.door.num_requests == 0
         assert house.sample("vllm:prompt_tokens_total", model_name="embedder") == 8
-        assert (
-            house.sample("vllm:request_success_total", model_name="embedder", finished_reason="stop") == 1
-        )
+        assert house.sample("vllm:request_success_total", model_name="embedder", finished_reason="stop") == 1
 
     asyncio.run(scenario())
 
@@ -71,7 +69,9 @@ def test_tokens_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None
         with pytest.raises(errors.InvalidRequest, match="between 0 and 259"):
             await embed(house, job((1, 260)))
         assert house.door.num_requests == 0
-        assert house.sample("helixflow_requests_rejected_total", model="embedder", reason="invalid_value") == 1
+        assert (
+            house.sample("helixflow_requests_rejected_total", model="embedder", reason="invalid_value") == 1
+        )
 
     asyncio.run(scenario())
 

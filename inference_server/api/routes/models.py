@@ -55,6 +55,7 @@ def model_object(context: ApiContext, status: ModelStatus, name: str) -> dict[st
         "root": status.name,
         "parent": None if name == status.name else status.name,
         "max_model_len": plan.max_model_len if plan is not None else spec.max_model_len,
+        "task": plan.load.task if plan is not None else spec.task,
         "status": _WORDS[status.state],
         "quantization": plan.load.quantization if plan is not None else spec.quantization,
         "device": _device(status),
