@@ -1,4 +1,4 @@
-"""One request for embeddings through admission, lease and worker, and every way in which it may be refused."""
+"""One request for embeddings through admission, lease and worker, and every way in which it may end early."""
 
 from __future__ import annotations
 
