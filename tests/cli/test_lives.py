@@ -141,7 +141,7 @@ def test_show_tells_entry_files_facts_and_state(workplace: Path) -> None:
     assert result.status == 0, result.err
     for expected in (
         "source        scripted:?output_tokens=3  (line 2)",
-        "scripted/v1-",
+        "scripted/v",
         "architecture     ScriptedModel",
         "longest context  32768 tokens",
         "chat template    yes",
