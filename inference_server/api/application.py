@@ -109,6 +109,7 @@ def _routes() -> list[Route]:
         Route("/models/unload", admin.unload_model, methods=["POST"]),
         Route("/models/sleep", admin.sleep_model, methods=["POST"]),
         Route("/models/wake", admin.wake_model, methods=["POST"]),
+        Route("/models/plan", admin.plan_model, methods=["POST"]),
         Route("/models/reload", admin.reload_models, methods=["POST"]),
         Route("/api/ps", ollama.running_models),
     ]

@@ -6,6 +6,7 @@ are found, too. A hub repository lies in the Hugging Face cache, which is others
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from inference_server.checkpoints.sources import (
     Source,
     parse_source,
 )
+from inference_server.checkpoints.wheel_folder import MODEL_FOLDER
 
 
 class _Artifact(msgspec.Struct, frozen=True):
@@ -60,7 +62,7 @@ def kept_for(source: str, revision: str | None, cache_dir: Path) -> list[Kept]:
     for folder, artifact in _artifacts(cache_dir):
         if artifact.source == _recorded(source):
             found += [Kept("artifacts", folder), *_converted(artifact.sha256, cache_dir)]
-            folders.append(folder)
+            folders += [folder, folder / MODEL_FOLDER]
     if isinstance(parsed, GgufFileSource) and (digest := known_sha256(parsed.path, cache_dir)) is not None:
         found += _converted(digest, cache_dir)
     if isinstance(parsed, ScriptedSource):
@@ -83,7 +85,8 @@ def model_folder(source: str, revision: str | None, cache_dir: Path) -> Path | N
     newest_first = reversed(kept)
     ours = [entry.path for entry in sorted(newest_first, key=lambda entry: ranks.index(entry.kind))]
     theirs = _source_folders(parse_source(source, revision))
-    whole = (path for path in (*ours, *theirs) if (path / "config.json").is_file())
+    paths = itertools.chain.from_iterable((path, path / MODEL_FOLDER) for path in (*ours, *theirs))
+    whole = (path for path in paths if (path / "config.json").is_file())
     return next(whole, None)
 
 

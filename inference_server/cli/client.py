@@ -97,6 +97,14 @@ class ServerClient:
         """Return when the model's memory is free; raises like `load`."""
         self._call("POST", "/models/unload", {"model": model})
 
+    def forecast(self, model: str) -> Mapping[str, Any]:
+        """What a request for `model` would meet there now: its plan, and who would leave for it.
+
+        Raises:
+            ServerError: no such model or server, or no permission.
+        """
+        return self._call("POST", "/models/plan", {"model": model})
+
     def first_model(self) -> str:
         """A loaded model rather than one that has to be loaded; never an alias.
 

@@ -33,6 +33,7 @@ VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "ps": ("inference_server.cli.ps", "show what a running server has in memory, once or live"),
         "show": ("inference_server.cli.show", "show one model: entry, files, limits, state"),
+        "plan": ("inference_server.cli.plan", "show what models take in memory, and who would leave for one"),
         "load": ("inference_server.cli.load", "bring a model of a running server into memory"),
         "stop": ("inference_server.cli.stop", "take a model of a running server out of memory"),
         "rm": ("inference_server.cli.rm", "delete what the cache keeps for a model"),

@@ -18,6 +18,7 @@ from inference_server.config.settings import Settings
 from inference_server.config.units import format_bytes
 from inference_server.model_manager.cooldown import next_failure
 from inference_server.model_manager.departure import Departures, stop_for_good
+from inference_server.model_manager.forecast import too_large
 from inference_server.model_manager.line import MemoryLine, Withdrawn
 from inference_server.model_manager.load_times import LoadTimes
 from inference_server.model_manager.memory_view import MemoryView
@@ -284,15 +285,8 @@ class Arrivals:
         self._departures.vacate(record)
 
     def _refuse_if_too_large(self, name: str, plan: ModelPlan) -> None:
-        for device, needed in plan.bytes_by_device.items():
-            budget = self._table.budget.capacity_bytes.get(device, 0)
-            if needed > budget:
-                raise _NoMemory(
-                    errors.InsufficientMemory(
-                        f"{name!r} needs {format_bytes(needed)} on {device}, more than the whole memory "
-                        f"budget of {format_bytes(budget)} there"
-                    )
-                )
+        if (refusal := too_large(name, plan, self._table.budget.capacity_bytes)) is not None:
+            raise _NoMemory(errors.InsufficientMemory(refusal.message))
 
     def _elapsed_s(self, record: ModelRecord) -> float:
         return self._table.clock() - record.load_since_s

@@ -94,6 +94,7 @@ def _plan_on(device: str, spec: ModelSpec, folder: Path, settings: Settings) -> 
         workspace_bytes=needs.workspace_bytes,
         context_bytes=context,
         bytes_by_device=needed,
+        why="embedding models are not quantized",
     )
 
 

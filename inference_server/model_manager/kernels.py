@@ -50,6 +50,7 @@ class Execution:
     block_bits: Mapping[str, int]
     is_stored: bool = False
     unpacks: bool = False
+    why: str = ""  # where the quantization comes from
 
 
 def needs_native(spec: ModelSpec) -> bool:
@@ -78,12 +79,14 @@ def choose_execution(
     bits = block_bits(folder)
     reason = _why_torch(spec, folder, config, device, flags)
     if reason is None:
-        execution = Execution("native", _native_quantization(spec, bits), _native_dtype(spec, config), bits)
+        quantization = _native_quantization(spec, bits)
+        why = _why(spec, quantization, None)
+        execution = Execution("native", quantization, _native_dtype(spec, config), bits, why=why)
     else:
         _refuse_what_torch_lacks(spec, reason)
         quantization = "none" if spec.quantization == "auto" else spec.quantization
         dtype = resolve_dtype(spec.dtype, config_dtype(config), device, flags)
-        execution = Execution("torch", quantization, dtype, bits)
+        execution = Execution("torch", quantization, dtype, bits, why=_why(spec, quantization, reason))
     _log(spec, execution, reason, device)
     return execution
 
@@ -122,7 +125,8 @@ def _stored_execution(
     dtype = resolve_dtype(spec.dtype, config_dtype(config), device, flags)
     how = f"unpacked to {dtype}" if unpacks else f"as stored, {dtype}"
     logger.info("%s: the checkpoint comes quantized as %s; on %s %s", spec.name, stored.name, device, how)
-    return Execution("torch", stored.name, dtype, {}, is_stored=True, unpacks=unpacks)
+    why = f"the checkpoint comes quantized; {how}"
+    return Execution("torch", stored.name, dtype, {}, is_stored=True, unpacks=unpacks, why=why)
 
 
 def _refuse_what_is_not_stored(spec: ModelSpec) -> None:
@@ -182,6 +186,24 @@ def _native_dtype(spec: ModelSpec, config: Mapping[str, Any]) -> str:
     if spec.dtype != "auto":
         return spec.dtype
     return "bfloat16" if config_dtype(config) == "bfloat16" else "float32"
+
+
+def _why(spec: ModelSpec, quantization: str, why_torch: str | None) -> str:
+    """Where a quantization comes from, and why torch computes it, if it does."""
+    if spec.quantization != "auto":
+        choice = "as the entry says"
+    elif quantization == "gguf":
+        choice = "auto: the GGUF file's own blocks"
+    else:
+        choice = "auto: the weights as they come"
+    return choice if why_torch is None else f"{choice}; torch, since {_subject(why_torch)}"
+
+
+def _subject(why_torch: str) -> str:
+    """The reason with the native kernels by name, as nobody has spoken of them before."""
+    if not why_torch.startswith("they "):
+        return why_torch
+    return "the native kernels " + why_torch.removeprefix("they ")
 
 
 def _refuse_what_torch_lacks(spec: ModelSpec, reason: str) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from inference_server import errors
+from inference_server.checkpoints.kept import model_folder
 from inference_server.config.catalog import ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.config.units import format_bytes
@@ -19,6 +21,7 @@ from inference_server.model_manager.arrival import Arrivals, Planner
 from inference_server.model_manager.budget import MemoryBudget
 from inference_server.model_manager.departure import Departures
 from inference_server.model_manager.devices import DeviceProbe
+from inference_server.model_manager.forecast import Forecast, Outcome, forecast_of, too_large
 from inference_server.model_manager.keep_alive import KeepAlive
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.line import MemoryLine
@@ -86,6 +89,8 @@ class Lifecycle:
         )
         self._load_times = load_times
         self._clock = clock
+        self._planner = planner
+        self._cache_dir = Path(settings.cache_dir)
 
     # ------------------------------------------------------------ leases
 
@@ -173,6 +178,28 @@ class Lifecycle:
 
     def _expire(self, record: ModelRecord) -> None:
         self._departures.begin(record, "idle")
+
+    # ------------------------------------------------------------ what would be
+
+    async def forecast(self, record: ModelRecord) -> Forecast:
+        """What a request for the model would meet now. Fetches nothing.
+
+        Raises:
+            ConfigError, FetchFailed, ModelLoadFailed: its files contradict its entry, or are damaged.
+        """
+        spec = record.spec
+        if record.residency is not None:
+            return Forecast(Outcome.RESIDENT, f"it is {record.state}", record.residency.plan)
+        folder = Path(record.folder) if record.folder else await asyncio.to_thread(self._kept_folder, spec)
+        if folder is None:
+            return Forecast(Outcome.UNKNOWN, "its files are not here yet; the plan is made from them")
+        plan = await self._planner(spec, folder, self._view.obtainable_bytes())
+        if (refusal := too_large(spec.name, plan, self.table.budget.capacity_bytes)) is not None:
+            return refusal
+        return forecast_of(spec.name, plan, self.line.consider(spec.name, plan.bytes_by_device))
+
+    def _kept_folder(self, spec: ModelSpec) -> Path | None:
+        return model_folder(spec.source, spec.revision, self._cache_dir)
 
     # ------------------------------------------------------------ configuration
 

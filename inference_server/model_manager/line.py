@@ -11,7 +11,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from inference_server.model_manager.admission import Claim, Evict, Grant, Refuse, Wait, decide, refused
+from inference_server.model_manager.admission import (
+    Claim,
+    Decision,
+    Evict,
+    Grant,
+    Refuse,
+    Wait,
+    decide,
+    refused,
+)
 from inference_server.model_manager.budget import MemoryBudget
 from inference_server.model_manager.eviction import Resident
 from inference_server.model_manager.swapping import SwapRules
@@ -105,6 +114,12 @@ class MemoryLine:
         elif _was_granted(applicant):
             self._budget.release(applicant.model)
         self.serve()
+
+    def consider(self, model: str, total: Mapping[str, int]) -> Decision:
+        """What would be done now for `model` if it came for `total` bytes and nobody stood before it."""
+        others = [resident for resident in self._residents() if resident.name != model]
+        now_s = self._clock()
+        return decide(Claim(total, now_s), self._available(), others, self.rules, now_s)
 
     def serve(self) -> None:
         """Grant, evict or refuse, for everybody in the line whose turn it is."""

@@ -19,6 +19,7 @@ from inference_server.model_manager.arrival import Planner
 from inference_server.model_manager.budget import MemoryBudget, budget_bytes
 from inference_server.model_manager.devices import DeviceProbe, discover_devices, resident_bytes
 from inference_server.model_manager.files import Files
+from inference_server.model_manager.forecast import Forecast
 from inference_server.model_manager.lease import Lease
 from inference_server.model_manager.lifecycle import Lifecycle
 from inference_server.model_manager.load_times import LoadTimes
@@ -266,6 +267,15 @@ class ModelManager:
             UnknownModel: no such model.
         """
         return self._lifecycle.retry_after_s(self._record(name))
+
+    async def forecast(self, name: str) -> Forecast:
+        """What a request for the model would meet now: its plan, and who would leave for it.
+
+        Raises:
+            UnknownModel: no such model.
+            ConfigError, FetchFailed, ModelLoadFailed: its files contradict its entry, or are damaged.
+        """
+        return await self._lifecycle.forecast(self._record(name))
 
     def snapshot(self) -> list[ModelStatus]:
         """Every configured model, in the catalog's order; then those removed and not gone yet."""

@@ -14,7 +14,8 @@ class ModelPlan:
     """The message that loads a model, and what it takes. `bytes_by_device` is what must be reserved.
 
     `sleeping_bytes_by_device` is what its worker still holds while it sleeps; empty if it never sleeps.
-    `is_measured`: workspace and context are what an earlier worker was seen to need, not estimates.
+    `is_measured`: workspace and context are what an earlier worker was seen to need, not estimates. `why`
+    says in words where the quantization comes from.
     """
 
     load: Load
@@ -26,6 +27,7 @@ class ModelPlan:
     bytes_by_device: Mapping[str, int]
     sleeping_bytes_by_device: Mapping[str, int] = field(default_factory=dict)
     is_measured: bool = False
+    why: str = ""
 
     @property
     def device(self) -> str:

@@ -134,6 +134,7 @@ class Placement:
             bytes_by_device=needed,
             sleeping_bytes_by_device=asleep,
             is_measured=measured is not None,
+            why=self._execution.why,
         )
 
     def _num_padding_tokens(self) -> int:

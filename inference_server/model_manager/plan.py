@@ -6,6 +6,7 @@ capacities, not what else is resident.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,8 +68,7 @@ def plan_model(
         for placement in _attempts(placements):
             plan = placement.plan(capacity_bytes)
             if fits(plan.bytes_by_device, capacity_bytes):
-                _log_detour(spec.name, plans, plan, capacity_bytes)
-                return plan
+                return _detour(spec.name, plans, plan, capacity_bytes)
             plans.append(plan)
     if not plans and refusal is not None:
         raise refusal
@@ -111,10 +111,10 @@ def _attempts(placements: Sequence[Placement]) -> Iterator[Placement]:
         yield from (placement for placement in level if placement is not None)
 
 
-def _log_detour(
+def _detour(
     name: str, tried: Sequence[ModelPlan], plan: ModelPlan, capacity_bytes: Mapping[str, int]
-) -> None:
-    """Say so if the plan is not the first choice."""
+) -> ModelPlan:
+    """The plan, which says so if it is not the first choice."""
     for other in tried:
         logger.info(
             "%s does not fit on %s with quantization %s: %s needed, %s can be had",
@@ -124,11 +124,16 @@ def _log_detour(
             format_bytes(other.bytes_by_device[other.device]),
             format_bytes(max(0, capacity_bytes.get(other.device, 0))),
         )
-    if tried:
-        needed = format_bytes(plan.bytes_by_device[plan.device])
-        logger.info(
-            "%s goes to %s with quantization %s: %s", name, plan.device, plan.load.quantization, needed
-        )
+    if not tried:
+        return plan
+    needed = format_bytes(plan.bytes_by_device[plan.device])
+    logger.info("%s goes to %s with quantization %s: %s", name, plan.device, plan.load.quantization, needed)
+    first = tried[0]
+    why = (
+        f"with {first.load.quantization} it needs {format_bytes(first.bytes_by_device[first.device])} on "
+        f"{first.device}, where {format_bytes(max(0, capacity_bytes.get(first.device, 0)))} can be had"
+    )
+    return dataclasses.replace(plan, why=why)
 
 
 def _scripted_plan(spec: ModelSpec, folder: Path, settings: Settings) -> ModelPlan:
@@ -157,5 +162,5 @@ def _scripted_plan(spec: ModelSpec, folder: Path, settings: Settings) -> ModelPl
         context_bytes=context,
         bytes_by_device={HOST: context},
         sleeping_bytes_by_device={HOST: context},
-        is_measured=False,
+        why="it has no weights",
     )

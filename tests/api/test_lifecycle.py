@@ -353,3 +353,22 @@ def test_a_client_that_leaves_does_not_abort_the_load_that_it_began(tmp_path: Pa
         await until(lambda: server.manager.status("demo").state == "ready")
 
     run(scenario())
+
+
+# ---------------------------------------------------------------- plan
+
+
+def test_a_plan_says_what_a_request_would_meet_and_loads_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        status, unknown = await post(server, "/models/plan", model="gpt-3.5-turbo")
+        assert (status, unknown["outcome"], unknown["plan"]) == (200, "unknown", None)
+        await server.warm()
+        await server.manager.unload("demo")
+        status, known = await post(server, "/models/plan", model="demo")
+        assert (status, known["outcome"], known["victims"]) == (200, "fits", [])
+        assert known["plan"]["max_model_len"] == 256
+        assert known["memory"][0]["reserved_bytes"] == 0
+        assert (await post(server, "/models/plan", model="nope"))[0] == 404
+
+    run(scenario())

@@ -139,6 +139,16 @@ def test_the_choice_on_a_cpu_is_logged_with_its_reason(
     assert "torch and not the native CPU kernels (this CPU lacks avx2, f16c, fma)" in second
 
 
+def test_the_choice_says_where_the_quantization_comes_from(folder: Path, with_blocks: Path) -> None:
+    assert choose(folder).why == "auto: the weights as they come"
+    assert choose(with_blocks).why == "auto: the GGUF file's own blocks"
+    assert choose(folder, quantization="int8").why == "as the entry says"
+    assert choose(folder, kernels="torch").why == (
+        "auto: the weights as they come; torch, since the entry says kernels: torch"
+    )
+    assert "torch, since the native kernels run on CPUs" in choose(folder, device="cuda:0").why
+
+
 def test_bitsandbytes_computes_with_torch(folder: Path) -> None:
     assert summary(choose(folder, quantization="bnb-nf4")) == ("torch", "bnb-nf4", "float32")
     assert not needs_native(ModelSpec(name="m", source="s", quantization="bnb-nf4"))

@@ -1,4 +1,4 @@
-"""`/models`, `/models/load|unload|sleep|wake|reload`: the lifecycle, in llama.cpp's shapes.
+"""`/models`, `/models/load|unload|sleep|wake|plan|reload`: the lifecycle, in llama.cpp's shapes.
 
 A client that leaves aborts nothing: what it asked for belongs to the server.
 """
@@ -15,7 +15,14 @@ from inference_server.api.body import read_json
 from inference_server.api.context import ApiContext, context_of
 from inference_server.api.keep_alive import parse_keep_alive
 from inference_server.api.routes.models import model_object
-from inference_server.api.schemas.lifecycle import LoadRequest, ModelName, Nothing, lifecycle_fields
+from inference_server.api.schemas.lifecycle import (
+    LoadRequest,
+    ModelName,
+    Nothing,
+    forecast_object,
+    lifecycle_fields,
+    memory_objects,
+)
 from inference_server.errors import ConfigError, InvalidRequest
 from inference_server.model_manager.status import ModelStatus
 
@@ -35,10 +42,7 @@ async def list_lifecycle(request: Request) -> Response:
     """Every model with its state, requests and progress, and the memory that they share."""
     context = context_of(request)
     data = [lifecycle_object(context, status) for status in context.manager.snapshot()]
-    memory = [
-        {"device": use.device, "budget_bytes": use.budget_bytes, "reserved_bytes": use.reserved_bytes}
-        for use in context.manager.device_usage()
-    ]
+    memory = memory_objects(context.manager.device_usage())
     return _json({"object": "list", "data": data, "memory": memory})
 
 
@@ -71,6 +75,13 @@ async def wake_model(request: Request) -> Response:
     context, name = await _named(request)
     await context.manager.wake(name)
     return _json(_SUCCESS)
+
+
+async def plan_model(request: Request) -> Response:
+    """What a request for a model would meet now. Fetches, loads and evicts nothing."""
+    context, name = await _named(request)
+    forecast = await context.manager.forecast(name)
+    return _json(forecast_object(name, forecast, context.manager.device_usage()))
 
 
 async def reload_models(request: Request) -> Response:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from inference_server.model_manager.status import ModelStatus
+from inference_server.model_manager.forecast import Forecast, plan_fields
+from inference_server.model_manager.status import DeviceUsage, ModelStatus
 
 
 class ModelName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +55,26 @@ def lifecycle_fields(status: ModelStatus, num_in_progress: int) -> dict[str, Any
         "failure": status.failure,
         "retry_in_s": _rounded(status.retry_in_s),
     }
+
+
+def forecast_object(name: str, forecast: Forecast, memory: Sequence[DeviceUsage]) -> dict[str, Any]:
+    """The answer to a question for a plan. `sleeps`: a victim keeps its process and wakes from memory."""
+    return {
+        "model": name,
+        "outcome": forecast.outcome,
+        "message": forecast.message,
+        "plan": None if forecast.plan is None else plan_fields(forecast.plan),
+        "victims": [{"model": victim.name, "sleeps": victim.sleeps} for victim in forecast.victims],
+        "memory": memory_objects(memory),
+    }
+
+
+def memory_objects(memory: Sequence[DeviceUsage]) -> list[dict[str, Any]]:
+    """The budget of each device."""
+    return [
+        {"device": use.device, "budget_bytes": use.budget_bytes, "reserved_bytes": use.reserved_bytes}
+        for use in memory
+    ]
 
 
 def _rounded(seconds: float | None) -> float | None:
