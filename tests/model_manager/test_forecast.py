@@ -107,8 +107,8 @@ def test_a_request_meets_what_was_forecast(sizes: list[int], data: st.DataObject
 
 def test_a_model_whose_files_are_not_here_has_no_plan(tmp_path: Path) -> None:
     async def scenario() -> Forecast:
-        house = build_house({"a": 10}, settings=Settings(cache_dir=str(tmp_path)), a={"source": "scripted:"})
-        return await house.manager.forecast("a")
+        house = build_house({"scripted:": 10}, settings=Settings(cache_dir=str(tmp_path)))
+        return await house.manager.forecast("scripted:")
 
     forecast = run(scenario())
     assert (forecast.outcome, forecast.plan) == (Outcome.UNKNOWN, None)
