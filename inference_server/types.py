@@ -157,6 +157,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     most `max_num_batched_tokens` padded tokens of at most `max_num_seqs` inputs.
     `prefill_slowdown` 0 lets long prompts take whole steps (see `scheduling/pacing.py`). With
     `measures_overhead` the worker runs its largest step once, before it is ready, and reports what that took.
+    What was packed for the CPU kernels is kept in `cache_dir` ("": nowhere).
     """
 
     model: str
@@ -178,6 +179,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     speculation: Speculation | None = None
     measures_overhead: bool = False
     unpacks: bool = False
+    cache_dir: str = ""
 
 
 class MeasuredOverhead(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from inference_server.engine.native import build_native_engine, resident_bytes
+from inference_server.engine.native import build_native_engine
+from inference_server.engine.process_memory import resident_bytes
 from inference_server.engine.runners import build_runner
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine

@@ -11,7 +11,7 @@ import torch
 
 from inference_server.checkpoints.sentence import read_sentence_config
 from inference_server.engine.embedding_engine import EmbeddingEngine
-from inference_server.engine.native import resident_bytes
+from inference_server.engine.process_memory import resident_bytes
 from inference_server.engine.text_engine import EngineFacts
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.embedder import Embedder, check_isolation

@@ -1,4 +1,4 @@
-"""Builds the engine of a model that our CPU kernels compute: pack weights → compiled kernels → scheduler.
+"""Builds the engine of a model that our CPU kernels compute: packed weights → compiled kernels → scheduler.
 
 Whether they can compute it was decided when the load was planned (`checkpoints/native.py`).
 """
@@ -15,16 +15,18 @@ import torch
 
 from inference_server.checkpoints.facts import model_facts
 from inference_server.checkpoints.inspection import inspect_folder
+from inference_server.engine.contract import Sleepless
+from inference_server.engine.native_sleeper import NativeSleeper, native_memory
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.execution.native.architecture import read_architecture
 from inference_server.execution.native.kernels import load_step
+from inference_server.execution.native.loading import NativeSource, load_native
 from inference_server.execution.native.runner import NativeRunner
-from inference_server.execution.native.weights import load_native
 from inference_server.execution.sampler import Sampler
-from inference_server.loading.blocks_file import read_blocks
-from inference_server.types import EngineSpec, MemoryReport
+from inference_server.types import EngineSpec
 
+NOT_KEPT = "its packed weights are not kept in the cache folder, so it would have to be loaded anew"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 logger = logging.getLogger(__name__)
 
@@ -47,13 +49,10 @@ def build_native_engine(
     torch.set_num_threads(1)
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     architecture = read_architecture(config)
-    model = load_native(
-        folder,
+    cache_dir = Path(spec.cache_dir) if spec.cache_dir else None
+    load = load_native(
+        NativeSource(folder, architecture, spec.quantization, dtype, cache_dir),
         config,
-        architecture,
-        quantization=spec.quantization,
-        dtype=dtype,
-        blocks=read_blocks(folder) if spec.quantization == "gguf" else {},
         max_model_len=spec.max_model_len,
         num_threads=num_threads,
         on_progress=lambda fraction: on_progress("load", fraction),
@@ -61,7 +60,7 @@ def build_native_engine(
     eos_token_ids = tuple(sorted(model_facts(folder).eos_token_ids))
     scheduler = build_scheduler(spec, eos_token_ids)
     runner = NativeRunner(
-        model,
+        load.model,
         load_step(),
         vocab_size=architecture.vocab_size,
         num_blocks=num_blocks(spec),
@@ -73,12 +72,7 @@ def build_native_engine(
     on_progress("warm-up", None)
     runner.warm_up()
     facts = EngineFacts(
-        memory=MemoryReport(
-            weights_bytes=model.num_bytes,
-            kv_cache_bytes=runner.kv_cache_bytes,
-            workspace_bytes=runner.workspace_bytes,
-            rss_bytes=resident_bytes(),
-        ),
+        memory=native_memory(runner),
         dtype=spec.dtype,
         kv_cache_tokens=num_blocks(spec) * BLOCK_SIZE,
         vocab_size=architecture.vocab_size,
@@ -92,10 +86,6 @@ def build_native_engine(
         BLOCK_SIZE,
         num_threads,
     )
-    return TextEngine(scheduler, runner, facts.vocab_size), facts
-
-
-def resident_bytes() -> int:
-    """This process's resident set."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    packed = load.packed
+    sleeper = Sleepless(NOT_KEPT) if packed is None else NativeSleeper(runner, packed)
+    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=sleeper), facts

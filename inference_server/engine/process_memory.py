@@ -42,6 +42,19 @@ def process_memory(proc: Path = Path("/proc/self")) -> ProcessMemory | None:
     return ProcessMemory(private, private + max(0, growth))
 
 
+def resident_bytes() -> int:
+    """This process's resident set."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * mmap.PAGESIZE
+
+
+def give_back_freed_memory() -> None:
+    """Let the C library return what it keeps of freed memory; others than glibc keep little."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def reset_peak(proc: Path = Path("/proc/self")) -> bool:
     """Let the peak begin anew; False where the kernel does not."""
     try:

@@ -43,6 +43,7 @@ def load_message(
         enable_prefix_caching=settings.enable_prefix_caching,
         prefill_slowdown=settings.prefill_slowdown,
         speculation=speculation(spec),
+        cache_dir=settings.cache_dir,
     )
 
 

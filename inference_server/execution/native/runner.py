@@ -50,14 +50,25 @@ class NativeRunner:
         self._num_blocks = num_blocks
         self._sampler = sampler
         self._group_size = model.num_heads // model.num_kv_heads
-        per_layer = num_blocks * model.num_kv_heads * 2 * model.head_dim * BLOCK
-        numbers = np.float32 if kv_dtype == torch.float32 else np.uint16
-        self._cache = np.empty(len(model.layers) * per_layer, dtype=numbers)
-        self._scratch = new_scratch(model, max_num_batched_tokens, num_threads)
-        padded_vocab = -(-int(model.matrices[model.head, ROWS]) // PANEL) * PANEL
-        self._logits = np.empty((0, padded_vocab), dtype=np.float32)  # grows to the most rows of any step
+        self._kv_type: type = np.float32 if kv_dtype == torch.float32 else np.uint16
+        self._max_rows = max_num_batched_tokens
+        self._padded_vocab = -(-int(model.matrices[model.head, ROWS]) // PANEL) * PANEL
+        self._allocate(num_threads)
         self._counters = new_counters(num_phases(len(model.layers)))
         self._team = Team(num_threads)
+
+    def _allocate(self, num_threads: int) -> None:
+        """All that a step writes. `_logits` grows to the most rows of any step."""
+        model = self._model
+        per_layer = self._num_blocks * model.num_kv_heads * 2 * model.head_dim * BLOCK
+        self._cache: np.ndarray = np.empty(len(model.layers) * per_layer, dtype=self._kv_type)
+        self._scratch = new_scratch(model, self._max_rows, num_threads)
+        self._logits = np.empty((0, self._padded_vocab), dtype=np.float32)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the packed weights and their tables."""
+        return self._model.num_bytes
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -110,6 +121,19 @@ class NativeRunner:
     def warm_up(self) -> None:
         """Compile the kernels, or read them from their cache; says so in the log."""
         warm_up(self._step, lambda: self.prompt_logits([0]))
+
+    def release(self) -> None:
+        """Give the memory of weights, KV cache and scratch back; only `restore` may follow."""
+        self._model = self._model._replace(arena=np.empty(0, dtype=np.uint8))
+        self._cache = np.empty(0, dtype=self._kv_type)
+        self._scratch = new_scratch(self._model, 0, self._team.num_threads)
+        self._logits = np.empty((0, self._padded_vocab), dtype=np.float32)
+        self._team.forget()
+
+    def restore(self, arena: np.ndarray) -> None:
+        """Hold these weights again, which are those that were released, and a KV cache of unknown content."""
+        self._model = self._model._replace(arena=arena)
+        self._allocate(self._team.num_threads)
 
     def close(self) -> None:
         """End the threads."""

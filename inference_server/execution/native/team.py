@@ -142,6 +142,10 @@ class Team:
             for _ in self._starts:
                 self._done.acquire()
 
+    def forget(self) -> None:
+        """Let go of the last work, and so of all that it refers to."""
+        self.run(_nothing)
+
     def close(self) -> None:
         """End the helper threads."""
         self._work = None
@@ -158,3 +162,7 @@ class Team:
                 work(index + 1)
             finally:
                 self._done.release()
+
+
+def _nothing(thread: int) -> None:
+    pass

@@ -1,7 +1,7 @@
-"""From a prepared folder to the kernels' `Model`: reads tensors, fuses, quantizes, packs into one arena.
+"""From a prepared folder to what the kernels read: tensors are fused, quantized and packed, matrix by matrix.
 
-Tensors are read one matrix at a time, so that a load needs little more memory than the packed model. Knows
-the names that transformers gives the tensors of the supported families.
+One matrix is read at a time, so that a load needs little more memory than the packed model. Knows
+the names that transformers gives the tensors of the supported families; not where the packed bytes go.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from inference_server.checkpoints.block_headers import block_bits
-from inference_server.checkpoints.facts import read_config
 from inference_server.checkpoints.headers import weight_files
 from inference_server.checkpoints.native_weights import (
-    ALIGNMENT,
     BFLOAT16,
     BITS_4,
     BITS_8,
@@ -29,10 +27,9 @@ from inference_server.checkpoints.native_weights import (
     Matrix,
     NativeWeights,
     aligned,
-    native_weights,
 )
 from inference_server.errors import ModelLoadFailed
-from inference_server.execution.native.architecture import Architecture, rotary_table
+from inference_server.execution.native.architecture import Architecture
 from inference_server.execution.native.model import (
     AFTER_ATTENTION_NORM,
     AFTER_MLP_NORM,
@@ -47,9 +44,7 @@ from inference_server.execution.native.model import (
     QKV,
     QKV_BIAS,
     QUERY_NORM,
-    ROPE,
     WINDOW,
-    Model,
 )
 from inference_server.execution.native.packing import pack_blocks, pack_dense
 from inference_server.loading.blocks import BlockMatrix, quantize_4_bits, quantize_8_bits
@@ -115,64 +110,74 @@ class _Vectors:
         return np.concatenate(self._parts)
 
 
-def load_native(
-    folder: Path,
-    config: Any,
-    architecture: Architecture,
-    *,
-    quantization: str,
-    dtype: torch.dtype,
+@dataclass(frozen=True, slots=True)
+class ArenaLayout:
+    """Where each matrix lies in the arena, in the order of `Model.matrices`."""
+
+    plans: tuple[Matrix, ...]
+    offsets: tuple[int, ...]
+    num_bytes: int
+
+    @property
+    def matrices(self) -> np.ndarray:
+        """`Model.matrices`."""
+        rows = [
+            (plan.format, offset, plan.rows, plan.columns)
+            for plan, offset in zip(self.plans, self.offsets, strict=True)
+        ]
+        return np.array(rows, dtype=np.int64)
+
+
+def arena_layout(weights: NativeWeights) -> ArenaLayout:
+    """Embedding, head if it is another, then four per layer, each on a cache line."""
+    ends = [weights.embedding] if weights.head is weights.embedding else [weights.embedding, weights.head]
+    layers = [(layer.qkv, layer.attention_out, layer.gate_up, layer.down) for layer in weights.layers]
+    plans = (*ends, *itertools.chain.from_iterable(layers))
+    *offsets, num_bytes = itertools.accumulate((aligned(plan.num_bytes) for plan in plans), initial=0)
+    return ArenaLayout(plans, tuple(offsets), num_bytes)
+
+
+def pack_matrices(
+    layout: ArenaLayout,
+    tensors: TensorFolder,
     blocks: Mapping[str, BlockMatrix],
-    max_model_len: int,
+    dtype: torch.dtype,
+    *,
+    write: Callable[[int, np.ndarray], None],
     num_threads: int,
     on_progress: OnProgress,
-) -> Model:
-    """Read and pack a model. `blocks` are tensors that come quantized; they are kept as they are.
+) -> None:
+    """Read, fuse, quantize and pack each matrix, and have its bytes written to its offset in the arena.
+
+    `blocks` are tensors that come quantized; they are kept as they are. numpy releases the GIL in most of
+    this, so threads share it.
 
     Raises:
         ModelLoadFailed: the checkpoint lacks a tensor or has one of another shape.
+        OSError: `write` has failed.
     """
-    planned = native_weights(
-        read_config(folder),
-        quantization=quantization,
-        dtype=str(dtype).removeprefix("torch."),
-        block_bits=block_bits(folder) if blocks else {},
-    )
-    with TensorFolder(folder) as tensors:
-        plans = _in_arena_order(planned)
-        arena, matrices = _pack_all(plans, tensors, blocks, dtype, num_threads, on_progress)
-        vectors = _Vectors()
-        layers = _layers(architecture, tensors, vectors)
-        final_norm = vectors.add(tensors.get(_FINAL_NORM), architecture.norm_offset)
-    ropes = {name: rotary_table(config, name, max_model_len) for name in dict.fromkeys(architecture.ropes)}
-    offsets = dict(zip(ropes, np.cumsum([0, *(table.size for table in ropes.values())]), strict=False))
-    layers[:, ROPE] = [offsets[name] for name in architecture.ropes]
-    return Model(
-        arena=arena,
-        matrices=matrices,
-        vectors=vectors.array(),
-        rope=np.concatenate([table.reshape(-1) for table in ropes.values()]),
-        layers=layers,
-        embedding=0,
-        head=0 if architecture.is_tied else 1,
-        final_norm=final_norm,
-        hidden_size=architecture.hidden_size,
-        num_heads=architecture.num_heads,
-        num_kv_heads=architecture.num_kv_heads,
-        head_dim=architecture.head_dim,
-        intermediate_size=architecture.intermediate_size,
-        activation=architecture.activation,
-        norm_epsilon=architecture.norm_epsilon,
-        attention_scale=architecture.attention_scale,
-        embedding_scale=float(torch.tensor(architecture.embedding_scale).to(dtype)),
-    )
+
+    def pack(plan: Matrix, offset: int) -> None:
+        write(offset, _packed(plan, tensors, blocks, dtype))
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        jobs: list[Future[None]] = [
+            pool.submit(pack, plan, offset) for plan, offset in zip(layout.plans, layout.offsets, strict=True)
+        ]
+        try:
+            for done, job in enumerate(jobs):
+                job.result()
+                on_progress((done + 1) / len(jobs))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_arena_order(weights: NativeWeights) -> list[Matrix]:
-    """Embedding, head if it is another, then four per layer: the order of `Model.matrices`."""
-    ends = [weights.embedding] if weights.head is weights.embedding else [weights.embedding, weights.head]
-    layers = [(layer.qkv, layer.attention_out, layer.gate_up, layer.down) for layer in weights.layers]
-    return [*ends, *itertools.chain.from_iterable(layers)]
+def read_vectors(architecture: Architecture, tensors: TensorFolder) -> tuple[np.ndarray, np.ndarray]:
+    """`Model.vectors`, whose last is the final norm, and `Model.layers` without the rotary tables."""
+    vectors = _Vectors()
+    layers = _layers(architecture, tensors, vectors)
+    vectors.add(tensors.get(_FINAL_NORM), architecture.norm_offset)
+    return vectors.array(), layers
 
 
 def _layers(architecture: Architecture, tensors: TensorFolder, vectors: _Vectors) -> np.ndarray:
@@ -199,33 +204,6 @@ def _layers(architecture: Architecture, tensors: TensorFolder, vectors: _Vectors
         for place, field in enumerate((QKV, ATTENTION_OUT, GATE_UP, DOWN)):
             fields[field] = first + 4 * index + place
     return layers
-
-
-def _pack_all(
-    plans: list[Matrix],
-    tensors: TensorFolder,
-    blocks: Mapping[str, BlockMatrix],
-    dtype: torch.dtype,
-    num_threads: int,
-    on_progress: OnProgress,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The arena and `Model.matrices`. numpy releases the GIL in most of this, so two threads share it."""
-    offsets = np.cumsum([0, *(aligned(plan.num_bytes) for plan in plans)])
-    arena = _aligned(int(offsets[-1]))
-
-    def pack(plan: Matrix, offset: int) -> None:
-        packed = _packed(plan, tensors, blocks, dtype)
-        arena[offset : offset + packed.size] = packed
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        jobs: list[Future[None]] = [
-            pool.submit(pack, plan, int(offset)) for plan, offset in zip(plans, offsets, strict=False)
-        ]
-        for done, job in enumerate(jobs):
-            job.result()
-            on_progress((done + 1) / len(jobs))
-    rows = [(plan.format, int(at), plan.rows, plan.columns) for plan, at in zip(plans, offsets, strict=False)]
-    return arena, np.array(rows, dtype=np.int64)
 
 
 def _packed(
@@ -259,10 +237,3 @@ def _joined(parts: list[BlockMatrix]) -> BlockMatrix:
         scales=np.concatenate([part.scales for part in parts]),
         minimums=np.concatenate(minimums) if minimums else None,
     )
-
-
-def _aligned(num_bytes: int) -> np.ndarray:
-    """Uninitialised bytes that begin on a cache line."""
-    memory = np.empty(num_bytes + ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + num_bytes]
