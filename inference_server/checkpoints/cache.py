@@ -1,7 +1,8 @@
 """The cache folder on disk: locks, free space, writes that are whole or absent.
 
 Layout: `artifacts/` fetched files, `converted/` converted checkpoints, `prepared/` folders completed by
-links, `scripted/`, `packed/` weights for the CPU kernels, `memory/`, `digests/`, `partial/` downloads, `locks/`. Knows nothing of what they mean.
+links, `scripted/`, `packed/` weights for the CPU kernels, `quantized/`, `memory/`, `digests/`, `partial/`
+unfinished downloads, `locks/`. Knows nothing of what they mean.
 """
 
 from __future__ import annotations
