@@ -157,7 +157,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     most `max_num_batched_tokens` padded tokens of at most `max_num_seqs` inputs.
     `prefill_slowdown` 0 lets long prompts take whole steps (see `scheduling/pacing.py`). With
     `measures_overhead` the worker runs its largest step once, before it is ready, and reports what that took.
-    What was packed for the CPU kernels is kept in `cache_dir` ("": nowhere).
+    What was packed for the CPU kernels is kept in `cache_dir` ("": nowhere). `host_memory_limit` is how many
+    bytes of main memory the worker may take beyond those it starts with; 0: no limit.
     """
 
     model: str
@@ -180,6 +181,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     measures_overhead: bool = False
     unpacks: bool = False
     cache_dir: str = ""
+    host_memory_limit: int = 0
 
 
 class MeasuredOverhead(msgspec.Struct, frozen=True, kw_only=True):

@@ -146,6 +146,11 @@ _LIMITS = (
     Key("request_timeout", kinds.duration(), "a request that takes longer gets a 504"),
     Key("load_timeout", kinds.duration(), "a model load that takes longer has failed"),
     Key("hang_timeout", kinds.duration(), "a worker that is silent for longer is replaced"),
+    Key(
+        "worker_memory_limit",
+        kinds.size(1024**2),
+        "main memory that a model's process may take for itself; more fails its load, or the request",
+    ),
     Key("shutdown_timeout", kinds.duration(zero=True), "what running requests get when the server stops"),
 )
 _OPERATION = (

@@ -76,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     load_timeout: float = 600.0
     hang_timeout: float = 120.0
     shutdown_timeout: float = 30.0
+    worker_memory_limit: int | None = None
     num_threads: int = 0
     log_level: str = "info"
     log_json: bool = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+
+_WORDS = ("can't allocate memory", "cannot allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -12,4 +15,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()  # torch's allocator for the host and safetensors' mapping have no class for it
+    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)

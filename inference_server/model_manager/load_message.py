@@ -44,6 +44,7 @@ def load_message(
         prefill_slowdown=settings.prefill_slowdown,
         speculation=speculation(spec),
         cache_dir=settings.cache_dir,
+        host_memory_limit=settings.worker_memory_limit or 0,
     )
 
 

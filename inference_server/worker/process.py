@@ -24,6 +24,7 @@ from inference_server.engine.memory_errors import is_out_of_memory
 from inference_server.engine.text_engine import Engine, EngineFacts, TextEngine
 from inference_server.worker import protocol
 from inference_server.worker.channel import ChildChannel
+from inference_server.worker.memory_limit import limit_memory
 
 HEARTBEAT_INTERVAL_S = 1.0
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ def _prepare(channel: ChildChannel, activity: Activity, message: protocol.Prepar
 def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> int:
     started_s = time.monotonic()
     try:
+        if message.host_memory_limit:
+            limit_memory(message.host_memory_limit)
         with activity:
             engine, facts = _build_engine(message, _Reporter(channel, activity))
     except Exception as error:
