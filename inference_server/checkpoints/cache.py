@@ -1,7 +1,7 @@
 """The cache folder on disk: locks, free space, writes that are whole or absent.
 
 Layout: `artifacts/` fetched files, `converted/` converted checkpoints, `prepared/` folders completed by
-links, `scripted/`, `packed/` weights for the CPU kernels, `quantized/`, `memory/`, `digests/`, `partial/`
+links, `scripted/`, `packed/` weights as workers take them, `memory/`, `digests/`, `partial/`
 unfinished downloads, `locks/`. Knows nothing of what they mean.
 """
 

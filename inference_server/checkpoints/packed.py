@@ -1,7 +1,9 @@
-"""Where weights that were packed for the CPU kernels lie in the cache folder, so that each is packed once.
+"""Where weights lie in the cache folder in the form in which workers take them, so that each is made once.
 
-Layout: `packed/KEY OF THE FOLDER/SCHEME-DTYPE-FINGERPRINT.weights`, and in `source` the folder's path. Knows
-a checkpoint's files by size and time; what a packed file holds is `execution/native/packed_file.py`'s matter.
+That is a file of weights packed for the CPU kernels, or a checkpoint folder that transformers has quantized.
+Layout: `packed/KEY OF THE FOLDER/SCHEME-DTYPE-FINGERPRINT.weights` (or `.checkpoint`), and in `source` the
+folder's path. Knows a checkpoint's files by size and time; what a packed file holds is
+`execution/native/packed_file.py`'s matter.
 """
 
 from __future__ import annotations
@@ -16,14 +18,22 @@ from inference_server.checkpoints.block_headers import BLOCKS_NAME
 from inference_server.checkpoints.digest import text_key
 from inference_server.checkpoints.headers import weight_files
 
-_ENDING = ".weights"
+FILE_ENDING, FOLDER_ENDING = ".weights", ".checkpoint"
 _UNFINISHED = ".unfinished"
 _SOURCE = "source"
 logger = logging.getLogger(__name__)
 
 
-def packed_path(cache_dir: Path, folder: Path, *, quantization: str, dtype: str, layout: str) -> Path:
-    """The file for this checkpoint; another one once the checkpoint or `layout` changes. It may not exist.
+def packed_path(
+    cache_dir: Path,
+    folder: Path,
+    *,
+    quantization: str,
+    dtype: str,
+    layout: str,
+    ending: str = FILE_ENDING,
+) -> Path:
+    """The file or folder for this checkpoint, which may not exist; another one once that or `layout` changes.
 
     `layout` changes with everything that decides how weights are quantized and packed.
 
@@ -34,11 +44,11 @@ def packed_path(cache_dir: Path, folder: Path, *, quantization: str, dtype: str,
     stats = [(path.name, path.stat()) for path in files if path.exists()]
     contents = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     fingerprint = text_key(f"{layout} {contents}")
-    return _home(cache_dir, folder) / f"{quantization}-{dtype}-{fingerprint}{_ENDING}"
+    return _home(cache_dir, folder) / f"{quantization}-{dtype}-{fingerprint}{ending}"
 
 
 def packed_files(cache_dir: Path, folder: Path) -> list[Path]:
-    """Every file that is kept for this checkpoint folder, in any format; for who removes the model."""
+    """Everything that is kept for this checkpoint folder, in any format; for who removes the model."""
     return sorted(_home(cache_dir, folder).glob("*"))
 
 
@@ -65,12 +75,15 @@ def unfinished_path(path: Path, owner: str) -> Path:
 def sweep(path: Path) -> None:
     """Remove what `path`, which is whole, replaces: other versions of it, and what killed writers have left.
 
-    Files of checkpoint folders that are gone are removed too. Who still has one of them open can read on.
+    What was made of checkpoint folders that are gone is removed too. Who has a file of it open can read on.
     """
     prefix = path.name.rpartition("-")[0]
-    old = [other for other in path.parent.glob(f"{prefix}-*{_ENDING}") if other != path]
+    old = [other for other in path.parent.glob(f"{prefix}-*{path.suffix}") if other != path]
     for other in (*old, *_abandoned(path.parent)):
-        other.unlink(missing_ok=True)
+        if other.is_dir():
+            shutil.rmtree(other, ignore_errors=True)
+        else:
+            other.unlink(missing_ok=True)
         logger.info("removed %s from the cache: %s has taken its place", other.name, path.name)
     for home in path.parent.parent.iterdir():
         if not _source_exists(home):

@@ -49,6 +49,7 @@ def build_text_engine(spec: EngineSpec, on_progress: ProgressCallback) -> tuple[
             attention=INTERFACE_NAME,
             trust_remote_code=spec.trust_remote_code,
             unpacks=spec.unpacks,
+            cache_dir=Path(spec.cache_dir) if spec.cache_dir else None,
         )
         return assemble(loaded, spec, on_progress)
     except torch.OutOfMemoryError as error:

@@ -19,6 +19,7 @@ from inference_server.checkpoints.inspection import inspect_folder
 from inference_server.checkpoints.stored import stored_scheme
 from inference_server.errors import ModelLoadFailed
 from inference_server.loading.quantization import quantization_config, unpacking_config
+from inference_server.loading.quantized import store_for
 from inference_server.loading.rope import freeze_batch_dependent_rope
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,10 +49,12 @@ def load_model(
     attention: str,
     trust_remote_code: bool = False,
     unpacks: bool = False,
+    cache_dir: Path | None = None,
 ) -> LoadedModel:
     """Load `folder` onto `device`. `attention` is the name of a registered attention interface.
 
     `unpacks`: the checkpoint comes quantized as `quantization`, and its weights are to become plain ones.
+    Weights that are quantized for this load are kept in `cache_dir`, and read from there by the next.
 
     Raises:
         ModelLoadFailed: the folder is unsafe or damaged, or the architecture cannot be served.
@@ -61,13 +64,19 @@ def load_model(
     inspect_folder(folder, allow_pickle=False, trust_remote_code=trust_remote_code)
     torch_dtype = DTYPES[dtype]
     target = torch.device(device)
+    options = _quantization_options(folder, quantization, torch_dtype, unpacks)
+    store = None
+    if cache_dir is not None and options and not trust_remote_code:
+        store = store_for(cache_dir, folder, quantization=quantization, dtype=dtype, device=device)
+    if is_filled := store is not None and store.is_filled:
+        options = {}  # the saved checkpoint says itself how it is quantized
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder,
+            store.path if store is not None and is_filled else folder,
             dtype=torch_dtype,
             attn_implementation=attention,
             device_map={"": target},
-            **_quantization_options(folder, quantization, torch_dtype, unpacks),
+            **options,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -77,6 +86,8 @@ def load_model(
             raise
         # Some older families look the name up in a table of their own.
         raise _no_attention_interface("the model's architecture") from error
+    if store is not None and not is_filled:
+        store.fill(model, storage_bytes(model))
     if unpacks:
         model.to(torch_dtype)  # some schemes unpack to bfloat16, whatever was asked for
     model.eval()

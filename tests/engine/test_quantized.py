@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from inference_server.checkpoints.packed import packed_files
 from inference_server.engine.assembly import build_text_engine
 from inference_server.engine.text_engine import TextEngine
 from inference_server.execution.attention.binding import INTERFACE_NAME, register
 from inference_server.execution.linear_layout import optimise_linear_layout
 from inference_server.loading.loader import load_model, storage_bytes
+from inference_server.loading.quantized import QuantizedStore
 from tests.engine.reference import (
     build_engine,
     engine_spec,
@@ -51,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(folder: Path, scheme: str, attention: str = "eager") -> Any:
+def load(folder: Path, scheme: str, attention: str = "eager", cache_dir: Path | None = None) -> Any:
     return load_model(
         folder,
         device="cpu",
@@ -59,6 +61,7 @@ def load(folder: Path, scheme: str, attention: str = "eager") -> Any:
         quantization=scheme,
         max_model_len=256,
         attention=attention,
+        cache_dir=cache_dir,
     )
 
 
@@ -123,3 +126,35 @@ def test_weights_are_smaller_and_stay_as_they_are(folder: Path, scheme: str) -> 
 def test_the_engine_reports_the_bytes_it_holds(folder: Path, scheme: str) -> None:
     _, facts = build_text_engine(engine_spec(folder, quantization=scheme), lambda stage, fraction: None)
     assert facts.memory.weights_bytes < storage_bytes(reference_model(folder))
+
+
+# ---------------------------------------------------------------- quantized once
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_second_load_reads_what_the_first_has_quantized(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    first = load(folder, scheme, cache_dir=tmp_path)
+    assert len([path for path in packed_files(tmp_path, folder) if path.suffix == ".checkpoint"]) == 1
+    monkeypatch.setattr(QuantizedStore, "fill", None)  # nothing is saved again
+    second = load(folder, scheme, cache_dir=tmp_path)
+    assert second.weights_bytes == first.weights_bytes
+    assert second.eos_token_ids == first.eos_token_ids
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        assert torch.equal(first.model(ids).logits, second.model(ids).logits)
+
+
+def test_a_disk_without_room_costs_only_the_next_loads_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_server.loading.quantized.has_room", lambda path, num_bytes: False)
+    load(folder, "bnb-nf4", cache_dir=tmp_path)
+    assert [path.name for path in packed_files(tmp_path, folder)] == ["source"]
+    load(folder, "bnb-nf4", cache_dir=tmp_path)
+
+
+def test_plain_weights_are_kept_nowhere(folder: Path, tmp_path: Path) -> None:
+    load(folder, "none", cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
