@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from inference_server.engine.contract import Sleeper, Sleepless
+from inference_server.engine.device_sleeper import DeviceSleeper
 from inference_server.engine.native import build_native_engine
 from inference_server.engine.process_memory import resident_bytes
 from inference_server.engine.runners import build_runner
@@ -16,10 +18,13 @@ from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.admission import probe
 from inference_server.execution.attention.binding import INTERFACE_NAME, register
+from inference_server.execution.cuda_runner import CudaRunner
 from inference_server.execution.cuda_setup import prepare_for_cuda
 from inference_server.execution.kv_cache import KVCache
 from inference_server.execution.linear_layout import optimise_linear_layout
-from inference_server.loading.loader import LoadedModel, load_model
+from inference_server.execution.parking import Parking
+from inference_server.execution.runner import Runner
+from inference_server.loading.loader import LoadedModel, load_model, storages
 from inference_server.types import EngineSpec, MemoryReport
 
 ProgressCallback = Callable[[str, float | None], None]
@@ -96,4 +101,11 @@ def assemble(
         BLOCK_SIZE,
         torch.get_num_threads(),
     )
-    return TextEngine(scheduler, runner, facts.vocab_size), facts
+    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=_sleeper(loaded, runner, cache)), facts
+
+
+def _sleeper(loaded: LoadedModel, runner: Runner | CudaRunner, cache: KVCache) -> Sleeper | Sleepless:
+    if loaded.device.type != "cuda" or not isinstance(runner, CudaRunner):
+        return Sleepless("torch holds its weights in memory of its own, and would have to load them anew")
+    on_device = [storage for storage in storages(loaded.model) if storage.device.type == "cuda"]
+    return DeviceSleeper(runner, cache, Parking(on_device, locks_pages=True))

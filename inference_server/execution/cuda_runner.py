@@ -7,6 +7,7 @@ and everything else on the device; used by the engine's thread only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -59,6 +60,23 @@ class CudaRunner:
         self._last_tokens = torch.empty(0, dtype=torch.int64, device=device)  # of the step launched last
         self._last_rows: dict[str, int] = {}  # request → its row in them
         self.graphs: DecodeGraphs | None = None  # steps run eagerly while there are none
+        self._capture: Callable[[], DecodeGraphs | None] = _no_graphs
+
+    def capture_with(self, capture: Callable[[], DecodeGraphs | None]) -> None:
+        """Capture the decode steps, now and whenever their addresses have changed."""
+        self._capture = capture
+        self.graphs = capture()
+
+    def release(self) -> None:
+        """Let go of what refers to memory on the device that is about to be given back."""
+        self.graphs = None
+        self._last_tokens = self._last_tokens[:0].clone()
+        self._last_rows = {}
+        self._tables.reset()
+
+    def restore(self) -> None:
+        """Be as before `release`, over weights and a KV cache at other addresses."""
+        self.graphs = self._capture()
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> DeviceStep:
@@ -141,3 +159,7 @@ class CudaRunner:
         for row in rows:
             if row.drafts:
                 self._last_rows.pop(row.sequence.request_id, None)
+
+
+def _no_graphs() -> None:
+    return None

@@ -18,6 +18,7 @@ from inference_server.execution.block_tables import BlockTables
 from inference_server.execution.cuda_graphs import (
     Capture,
     CudaCapture,
+    DecodeGraphs,
     capture_decodes,
     ladder,
     why_not_capturable,
@@ -111,7 +112,7 @@ def set_up_cuda(
         cold_from=MIN_TOKENS if backend.has_varlen else None,
     )
     warm_up(runner, cache, max_model_len)
-    _capture(runner, loaded, cache, tables, max_num_seqs, capture)
+    runner.capture_with(lambda: _captured(runner, loaded, cache, tables, max_num_seqs, capture))
     return runner
 
 
@@ -134,19 +135,19 @@ def warm_up(runner: CudaRunner, cache: KVCache, max_model_len: int) -> None:
         start = end
 
 
-def _capture(
+def _captured(
     runner: CudaRunner,
     loaded: LoadedModel,
     cache: KVCache,
     tables: BlockTables,
     max_num_seqs: int,
     capture: Capture | None,
-) -> None:
+) -> DecodeGraphs | None:
     reason = why_not_capturable(loaded.model, loaded.config)
     if reason is not None:
         logger.warning("decode steps run eagerly: %s", reason)
-        return
-    runner.graphs = capture_decodes(
+        return None
+    return capture_decodes(
         ladder(max_num_seqs),
         forward=runner.forward,
         block_table=tables.device,

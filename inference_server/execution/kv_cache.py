@@ -103,6 +103,30 @@ class KVCache:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     @property
+    def held_bytes(self) -> int:
+        """As `num_bytes`, but 0 after `release`."""
+        return sum(storage.nbytes() for storage in self._storages())
+
+    def release(self) -> None:
+        """Give the memory back; only `restore` may follow."""
+        for storage in self._storages():
+            storage.resize_(0)
+
+    def restore(self) -> None:
+        """Take it again; but for the padding block, what it holds is unknown.
+
+        Raises:
+            torch.OutOfMemoryError: the device is too small now.
+        """
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                tensor.untyped_storage().resize_(tensor.nbytes)
+                tensor[-1].zero_()
+
+    def _storages(self) -> list[torch.UntypedStorage]:
+        return [tensor.untyped_storage() for layer in self.layers for tensor in (layer.keys, layer.values)]
+
+    @property
     def regions(self) -> list[tuple[int, int]]:
         """Address and bytes of the memory of each layer's keys and values."""
         tensors = [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]

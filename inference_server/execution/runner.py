@@ -63,7 +63,7 @@ class Runner:
     @property
     def weight_regions(self) -> list[tuple[int, int]]:
         """Address and bytes of the memory that the weights lie in."""
-        return list(storages(self._model).items())
+        return [(storage.data_ptr(), storage.nbytes()) for storage in storages(self._model)]
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> FinishedStep:

@@ -16,6 +16,7 @@ from inference_server.checkpoints.inspection import inspect_folder
 from inference_server.checkpoints.sentence import DenseModule, SentenceConfig
 from inference_server.errors import ModelLoadFailed
 from inference_server.loading.loader import DTYPES, storage_bytes
+from inference_server.loading.quiet import quiet_libraries
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "GELU": nn.GELU,
@@ -50,6 +51,7 @@ def load_encoder(
     from transformers import AutoModel
 
     inspect_folder(folder, allow_pickle=False, trust_remote_code=trust_remote_code)
+    quiet_libraries()
     target = torch.device(device)
     encoder: Any = AutoModel.from_pretrained(
         folder,

@@ -20,6 +20,7 @@ from inference_server.checkpoints.stored import stored_scheme
 from inference_server.errors import ModelLoadFailed
 from inference_server.loading.quantization import quantization_config, unpacking_config
 from inference_server.loading.quantized import store_for
+from inference_server.loading.quiet import quiet_libraries
 from inference_server.loading.rope import freeze_batch_dependent_rope
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,6 +63,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     inspect_folder(folder, allow_pickle=False, trust_remote_code=trust_remote_code)
+    quiet_libraries()
     torch_dtype = DTYPES[dtype]
     target = torch.device(device)
     options = _quantization_options(folder, quantization, torch_dtype, unpacks)
@@ -125,15 +127,15 @@ def _no_attention_interface(subject: str) -> ModelLoadFailed:
     )
 
 
-def storages(model: nn.Module) -> dict[int, int]:
-    """Address → bytes of every distinct storage of parameters, buffers and quantization states."""
+def storages(model: nn.Module) -> list[torch.UntypedStorage]:
+    """Every distinct storage of parameters, buffers and quantization states."""
     found = (tensor.untyped_storage() for tensor in _tensors(model))
-    return {storage.data_ptr(): storage.nbytes() for storage in found}
+    return list({storage.data_ptr(): storage for storage in found}.values())
 
 
 def storage_bytes(model: nn.Module) -> int:
     """Bytes of these storages."""
-    return sum(storages(model).values())
+    return sum(storage.nbytes() for storage in storages(model))
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

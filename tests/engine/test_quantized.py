@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference_server.checkpoints.packed import packed_files
 from inference_server.engine.assembly import build_text_engine
@@ -25,6 +24,7 @@ from tests.engine.reference import (
     tokens_of,
 )
 from tests.engine.test_golden_rule import make_prompts
+from tests.engine.tiny_models import save_llama_for_4_bits
 
 SCHEMES = ["bnb-nf4", "bnb-int8"]
 MIN_TOP1_AGREEMENT = {"bnb-nf4": 0.6, "bnb-int8": 0.9}
@@ -34,23 +34,7 @@ MIN_CORRELATION = {"bnb-nf4": 0.95, "bnb-int8": 0.999}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama whose sizes suit 4-bit blocks of 64."""
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.05,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    path = tmp_path_factory.mktemp("tiny-llama-128")
-    LlamaForCausalLM(config).float().eval().save_pretrained(path)
-    return path
+    return save_llama_for_4_bits(tmp_path_factory.mktemp("tiny-llama-128"))
 
 
 def load(folder: Path, scheme: str, attention: str = "eager", cache_dir: Path | None = None) -> Any:

@@ -133,3 +133,23 @@ def save_tiny_model(family: str, folder: Path, *, native: bool = False) -> Path:
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)
     return folder
+
+
+def save_llama_for_4_bits(folder: Path) -> Path:
+    """A tiny Llama whose sizes suit 4-bit blocks of 64."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.05,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).float().eval().save_pretrained(folder)
+    return folder
