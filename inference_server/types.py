@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 import msgspec
 
@@ -15,6 +16,17 @@ class FinishReason(enum.StrEnum):
     ABORT = "abort"  # the client left, or the server gave up on it
 
 
+class GrammarSpec(msgspec.Struct, frozen=True):
+    """What an answer must look like. `kind`: json_schema, regex, choice (a JSON list), grammar (Lark, GBNF).
+
+    `param` is the request field that it came from, for errors.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str
+    param: str
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens. Validated at the API boundary; ranges are OpenAI's and vLLM's.
 
@@ -23,7 +35,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     counts prompt and output. `logit_bias` pairs (token id, bias) are added after the penalties; with
     `allowed_token_ids` no other token is chosen (empty: all are allowed). `logprobs` None asks for no
     log-probabilities of output tokens, else for those of the chosen token and of so many likeliest ones;
-    `prompt_logprobs` is the same for the prompt's tokens.
+    `prompt_logprobs` is the same for the prompt's tokens. With `grammar` the answer is a text of it, and ends
+    where that may end.
     """
 
     max_tokens: int
@@ -42,6 +55,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: GrammarSpec | None = None
 
     @property
     def changes_logits(self) -> bool:
@@ -61,6 +75,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             self.temperature <= 0
             and self.min_tokens == 0
             and self.logprobs is None
+            and self.grammar is None
             and not self.changes_logits
         )
 

@@ -10,6 +10,7 @@ import torch
 
 from inference_server.engine.contract import Sleeper, Sleepless
 from inference_server.engine.device_sleeper import DeviceSleeper
+from inference_server.engine.grammars import Grammars
 from inference_server.engine.native import build_native_engine
 from inference_server.engine.process_memory import resident_bytes
 from inference_server.engine.runners import build_runner
@@ -101,7 +102,9 @@ def assemble(
         BLOCK_SIZE,
         torch.get_num_threads(),
     )
-    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=_sleeper(loaded, runner, cache)), facts
+    grammars = Grammars(Path(spec.folder), vocab_size=facts.vocab_size, eos_token_ids=loaded.eos_token_ids)
+    sleeper = _sleeper(loaded, runner, cache)
+    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=sleeper, grammars=grammars), facts
 
 
 def _sleeper(loaded: LoadedModel, runner: Runner | CudaRunner, cache: KVCache) -> Sleeper | Sleepless:

@@ -16,6 +16,7 @@ import torch
 from inference_server.checkpoints.facts import model_facts
 from inference_server.checkpoints.inspection import inspect_folder
 from inference_server.engine.contract import Sleepless
+from inference_server.engine.grammars import Grammars
 from inference_server.engine.native_sleeper import NativeSleeper, native_memory
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
@@ -87,5 +88,6 @@ def build_native_engine(
         num_threads,
     )
     packed = load.packed
+    grammars = Grammars(folder, vocab_size=facts.vocab_size, eos_token_ids=eos_token_ids)
     sleeper = Sleepless(NOT_KEPT) if packed is None else NativeSleeper(runner, packed)
-    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=sleeper), facts
+    return TextEngine(scheduler, runner, facts.vocab_size, sleeper=sleeper, grammars=grammars), facts

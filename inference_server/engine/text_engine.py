@@ -6,6 +6,7 @@ and what to do when one fails; it knows neither tensors (the runner does) nor pr
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -14,10 +15,17 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
+from inference_server.engine.compilations import Compilations, GrammarCompiler
 from inference_server.engine.contract import Sleeper, Sleepless, StepRunner
 from inference_server.engine.memory_errors import is_out_of_memory
 from inference_server.engine.scoring import with_scores
-from inference_server.errors import InsufficientMemory, InternalError, InvalidRequest, SleepUnsupported
+from inference_server.errors import (
+    HelixFlowError,
+    InsufficientMemory,
+    InternalError,
+    InvalidRequest,
+    SleepUnsupported,
+)
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
@@ -112,10 +120,12 @@ class TextEngine:
         vocab_size: int,
         *,
         sleeper: Sleeper | Sleepless = Sleepless("its weights are held nowhere else"),  # noqa: B008 - frozen
+        grammars: GrammarCompiler | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock` gives seconds that only go up."""
         self._sleeper = sleeper
+        self._compiling = Compilations(grammars)
         self._is_asleep = False
         self._clock = clock
         self._scheduler = scheduler
@@ -137,7 +147,7 @@ class TextEngine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._in_flight) or self._scheduler.has_unfinished
+        return bool(self._in_flight) or self._scheduler.has_unfinished or bool(self._compiling)
 
     @property
     def why_not_sleep(self) -> str:
@@ -157,7 +167,7 @@ class TextEngine:
         """
         if isinstance(self._sleeper, Sleepless):
             raise SleepUnsupported(f"this model cannot sleep: {self._sleeper.reason}")
-        if self._scheduler.has_unfinished:
+        if self._scheduler.has_unfinished or self._compiling:
             raise SleepUnsupported("the model cannot sleep while requests run")
         while self._in_flight:  # of requests that were aborted
             self.step()
@@ -196,14 +206,42 @@ class TextEngine:
             raise InvalidRequest(
                 f"the prompt has token ids beyond the vocabulary of {self._vocab_size}", param="prompt"
             )
-        self._scheduler.add(request)
+        if request.sampling.grammar is None:
+            self._scheduler.add(request)
+        else:
+            self._compiling.begin(request, request.sampling.grammar)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request; False if it is unknown or finished. See `Scheduler.abort`."""
-        return self._scheduler.abort(request_id)
+        return self._compiling.forget(request_id) or self._scheduler.abort(request_id)
 
     def step(self) -> StepOutcome:
-        """Launch as much as may be in flight, then take the results of the oldest step."""
+        """Launch as much as may be in flight, then take the results of the oldest step.
+
+        Where all that is left to do is done by the grammars' compiler, wait for it a little.
+        """
+        if not self._compiling:
+            return self._step()
+        refused = self._take_compiled()
+        outcome = self._step()
+        return dataclasses.replace(outcome, failures=(*refused, *outcome.failures))
+
+    def _take_compiled(self) -> tuple[RequestFailure, ...]:
+        """Queue the requests whose grammars are ready; those that are refused are returned."""
+        refused = []
+        is_idle = not self._in_flight and not self._scheduler.has_unfinished
+        for request, compiled in self._compiling.take(waits=is_idle):
+            try:
+                self._scheduler.add(request, compiled.result())
+            except HelixFlowError as error:
+                refused.append(RequestFailure(request.request_id, error.code, error.message))
+            except Exception:
+                logger.exception("a grammar's compilation broke")
+                text = "the grammar's compiler failed; the server's log has the details"
+                refused.append(RequestFailure(request.request_id, InternalError.code, text))
+        return tuple(refused)
+
+    def _step(self) -> StepOutcome:
         while len(self._in_flight) < self._runner.max_in_flight and self._launch():
             pass
         if not self._in_flight:
@@ -259,7 +297,10 @@ class TextEngine:
             if INVALID_TOKEN in tokens and scheduled.sequence.finish_reason is None:
                 request_id = scheduled.sequence.request_id
                 self._scheduler.abort(request_id)
+                constraint = scheduled.sequence.constraint
                 text = "the model produced logits that are not finite numbers for this request"
+                if constraint is not None and constraint.error is not None:
+                    text = constraint.error
                 failures.append(RequestFailure(request_id, InternalError.code, text))
         return tuple(failures)
 

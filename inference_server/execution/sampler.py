@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from inference_server.execution import logits as filters
+from inference_server.execution.masks import MaskPlan, plan_masks
 from inference_server.execution.penalties import PenaltyPlan, plan_penalties
 from inference_server.execution.rows import SampleRow, all_plain
 from inference_server.execution.upload import Floats, Ints
@@ -44,6 +45,7 @@ class SamplingPlan:
 
     num_rows: int
     penalties: PenaltyPlan
+    masks: MaskPlan = MaskPlan()  # noqa: RUF009 - frozen
     random_rows: tuple[int, ...] = ()
     columns: tuple[float, ...] = ()  # `_NUM_COLUMNS` × one number per random row
     any_min_p: bool = False
@@ -53,11 +55,12 @@ class SamplingPlan:
     @property
     def is_greedy(self) -> bool:
         """Whether every row simply takes its largest logit, as the model gave it."""
-        return not self.random_rows and not self.penalties
+        return not self.random_rows and not self.penalties and not self.masks
 
     def ints(self) -> Ints:
         """Whole numbers that `Sampler.choose` needs on the device."""
-        return np.array([*self.random_rows, *self.penalties.ints()], dtype=np.int32)
+        numbers: Ints = np.array([*self.random_rows, *self.penalties.ints()], dtype=np.int32)
+        return np.concatenate([self.masks.ints(), numbers]) if self.masks else numbers
 
     def floats(self) -> Floats:
         """Other numbers that `Sampler.choose` needs on the device."""
@@ -100,6 +103,7 @@ class Sampler:
         return SamplingPlan(
             num_rows=len(rows),
             penalties=plan_penalties(rows, self._eos_token_ids, vocab_size),
+            masks=plan_masks(rows, vocab_size),
             random_rows=tuple(random_rows),
             columns=(
                 *(s.temperature for s in settings),
@@ -128,10 +132,17 @@ class Sampler:
         """
         finite = logits.amax(dim=-1).isfinite()
         num_random = len(plan.random_rows)
-        if plan.penalties:
+        if plan.penalties or plan.masks:
             logits = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if plan.masks:
+            num_masks = len(plan.masks.rows) + plan.masks.words.size
+            masks, ints = ints[:num_masks], ints[num_masks:]
+        if plan.penalties:
             amounts = floats[_NUM_COLUMNS * num_random :]
             plan.penalties.apply(logits, ints[num_random:], amounts, last_tokens.clamp(min=0))
+        if plan.masks:
+            plan.masks.apply(logits, masks)
+            finite &= logits.amax(dim=-1).isfinite()
         tokens = logits.argmax(dim=-1)
         if num_random:
             drawn = self._draw(logits, plan, ints[:num_random], floats[: _NUM_COLUMNS * num_random])

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from inference_server.generation.scores import ScoredToken
-from inference_server.types import FinishReason
+from inference_server.types import FinishReason, GrammarSpec
 
 
 class ChatPrompt(msgspec.Struct, frozen=True):
@@ -66,6 +66,7 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: GrammarSpec | None = None
 
 
 class TextRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,6 +73,7 @@ def resolve_sampling(
     if num_prompt_tokens == 0:
         raise InvalidRequest("the prompt is empty", param=prompt_param)
     _check_token_ids(options, limits)
+    _check_grammar(options)
     max_tokens = _max_tokens(options, defaults, num_prompt_tokens, limits.max_model_len, prompt_param)
     if options.min_tokens > max_tokens:
         raise InvalidRequest(
@@ -96,6 +97,7 @@ def resolve_sampling(
         allowed_token_ids=options.allowed_token_ids,
         logprobs=options.logprobs,
         prompt_logprobs=options.prompt_logprobs,
+        grammar=options.grammar,
     )
 
 
@@ -118,6 +120,20 @@ def _check_token_ids(options: SamplingOptions, limits: ModelLimits) -> None:
             "another token, or leave out min_tokens",
             param="allowed_token_ids",
         )
+
+
+def _check_grammar(options: SamplingOptions) -> None:
+    """A grammar says which tokens may come and when the answer may end; nothing else may say so, too."""
+    if options.grammar is None:
+        return
+    named = {
+        "ignore_eos": options.ignore_eos,
+        "min_tokens": options.min_tokens,
+        "allowed_token_ids": options.allowed_token_ids,
+    }
+    for name, value in named.items():
+        if value:
+            raise InvalidRequest(f"{name} contradicts {options.grammar.param}; leave out one", param=name)
 
 
 def _max_tokens(

@@ -17,6 +17,7 @@ from inference_server.generation.answer import Answer, merged
 from inference_server.generation.answer_text import AnswerText
 from inference_server.generation.detokenizer import Detokenizer
 from inference_server.generation.door import Door, Visit
+from inference_server.generation.grammars import GrammarChecker
 from inference_server.generation.prompt import PromptTemplate
 from inference_server.generation.recorder import RequestRecorder
 from inference_server.generation.requests import (
@@ -95,6 +96,7 @@ class GenerationService:
 
     def __init__(self, door: Door, templates: Templates) -> None:
         self._door = door
+        self._grammars = GrammarChecker()
         self._templates = templates
 
     @asynccontextmanager
@@ -137,6 +139,8 @@ class GenerationService:
             yield _generation(request, lease, encoded, visit.recorder)
 
     async def _encode(self, request: TextRequest, spec: ModelSpec, plan: ModelPlan) -> _Encoded:
+        if request.sampling.grammar is not None:
+            await self._grammars.check(request.sampling.grammar)
         template = await self._templates.get(plan.load.folder)
         prompts: list[tuple[Prompt, tuple[int, ...], SamplingParams]] = []
         options = scored_options(request)

@@ -63,6 +63,8 @@ class Drafting:
         speculation = self._speculation
         if speculation is None or len(self._running) > speculation.max_drafting_seqs:
             return None
+        if sequence.constraint is not None:
+            return None  # a guess would have to be masked token by token
         if sequence.drafter is None:
             sequence.drafter = Drafter(speculation.max_draft_tokens)
         return sequence.drafter

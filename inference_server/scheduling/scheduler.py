@@ -32,6 +32,7 @@ import msgspec
 from inference_server.errors import ContextTooLong, InternalError, InvalidRequest
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.scheduling.constraint import Constraint
 from inference_server.scheduling.drafting import Drafting
 from inference_server.scheduling.integrity import check_scheduler
 from inference_server.scheduling.pacing import PrefillPacer
@@ -103,8 +104,8 @@ class Scheduler:
 
     # ---------------------------------------------------------------- requests
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request.
+    def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+        """Queue a request; `constraint` limits its tokens.
 
         Raises:
             ContextTooLong: its prompt leaves no room for output, or it could outgrow the whole KV cache.
@@ -125,7 +126,12 @@ class Scheduler:
                 f"prompt and max_tokens may reach {max_num_tokens} tokens; "
                 f"this model's KV cache holds {capacity}"
             )
-        sequence = Sequence(request, arrival=self._num_arrivals, max_num_tokens=max_num_tokens)
+        sequence = Sequence(
+            request,
+            arrival=self._num_arrivals,
+            max_num_tokens=max_num_tokens,
+            constraint=constraint,
+        )
         self._num_arrivals += 1
         self._residency.add(sequence)
 
@@ -235,6 +241,9 @@ class Scheduler:
             if num_awaited and len(sequence.token_ids) + 1 >= sequence.max_num_tokens:
                 index += 1
                 continue  # the token that it awaits is its last
+            if num_awaited and sequence.constraint is not None:
+                index += 1
+                continue  # which tokens may follow depends on the one that it awaits
             num_tokens = len(sequence.token_ids) + num_awaited
             is_short = num_tokens > len(sequence.block_ids) * self._block_size
             if is_short and not self._residency.grow(sequence, plan.preempted):

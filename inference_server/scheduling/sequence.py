@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 
 from inference_server.errors import InternalError
+from inference_server.scheduling.constraint import Constraint
 from inference_server.scheduling.speculation import Drafter
 from inference_server.types import FinishReason, GenerationRequest, SamplingParams
 
@@ -50,6 +51,7 @@ class Sequence:
         "awaited_key",
         "block_ids",
         "block_keys",
+        "constraint",
         "drafter",
         "finish_reason",
         "is_paced",
@@ -73,7 +75,14 @@ class Sequence:
         "was_admitted",
     )
 
-    def __init__(self, request: GenerationRequest, *, arrival: int, max_num_tokens: int) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        arrival: int,
+        max_num_tokens: int,
+        constraint: Constraint | None = None,
+    ) -> None:
         """`max_num_tokens`: prompt and output together end here. `arrival` is unique and counts up."""
         self.request = request
         self.request_id: str = request.request_id
@@ -102,6 +111,7 @@ class Sequence:
         self.num_scored_tokens = min(1, num_prompt_tokens) if wants_scores else num_prompt_tokens
         self.is_paced = False  # its prompt is long: see `pacing.py`
         self.drafter: Drafter | None = None
+        self.constraint = constraint
 
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:

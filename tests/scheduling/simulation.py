@@ -16,7 +16,7 @@ from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.configuration import SchedulerConfig
 from inference_server.scheduling.scheduler import Scheduler
 from inference_server.scheduling.sequence import Sequence
-from inference_server.types import FinishReason, GenerationRequest, SamplingParams, TokenDelta
+from inference_server.types import FinishReason, GenerationRequest, GrammarSpec, SamplingParams, TokenDelta
 
 VOCAB_SIZE = 50
 EOS = 7
@@ -185,6 +185,15 @@ class FakeModel:
         self._sampled = sampled
 
 
+class Unlimited:
+    """A constraint that allows everything: what matters here is when its sequence may be scheduled."""
+
+    error = None
+
+    def write_mask(self, output_token_ids: Seq[int], address: int, num_bytes: int) -> None:
+        """Nothing reads it."""
+
+
 class Simulation:
     """A scheduler with a fake model, checked at every move. `outputs` and `reasons` collect the deltas.
 
@@ -210,7 +219,7 @@ class Simulation:
 
     def add(self, request: GenerationRequest) -> None:
         """Queue a request."""
-        self.scheduler.add(request)
+        self.scheduler.add(request, None if request.sampling.grammar is None else Unlimited())
         self.scheduler.check_integrity()
 
     def abort(self, request_id: str) -> bool:
@@ -296,6 +305,9 @@ class Simulation:
         for item in batch.scheduled:
             sequence = item.sequence
             assert item.num_new_tokens >= 1
+            if sequence.constraint is not None:
+                assert not item.carries, "the token before must be known to say which may follow"
+                assert not item.draft_token_ids
             if not num_in_flight:
                 assert item.start == sequence.num_computed_tokens
                 assert not item.carries
@@ -341,9 +353,12 @@ def make_request(
     stop_token_ids: tuple[int, ...] = (),
     salt: str = "",
     priority: int = 0,
+    grammar: GrammarSpec | None = None,
 ) -> GenerationRequest:
     """A request."""
-    sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, stop_token_ids=stop_token_ids)
+    sampling = SamplingParams(
+        max_tokens=max_tokens, ignore_eos=ignore_eos, stop_token_ids=stop_token_ids, grammar=grammar
+    )
     return GenerationRequest(
         request_id=request_id,
         prompt_token_ids=tuple(prompt),

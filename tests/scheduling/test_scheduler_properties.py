@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inference_server.errors import ContextTooLong
 from inference_server.scheduling.configuration import SchedulerConfig
-from inference_server.types import GenerationRequest, Speculation
+from inference_server.types import GenerationRequest, GrammarSpec, Speculation
 from tests.scheduling.simulation import VOCAB_SIZE, Simulation, make_config, make_request
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -41,6 +41,7 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
 
 
 lengths = st.sampled_from([1, 2, 3, 8])
+ANY_TEXT = GrammarSpec("regex", ".*", "guided_regex")
 
 
 # Few tokens and repeated pieces, so that prompts share prefixes often and in many ways.
@@ -88,6 +89,7 @@ def stories(draw: st.DrawFn) -> Story:
             stop_token_ids=draw(st.sampled_from([(), (), (), (3, 4)])),
             salt=draw(st.sampled_from(["", "", "tenant"])),
             priority=draw(st.sampled_from([0, 0, 0, -1, 1])),
+            grammar=draw(st.sampled_from([None, None, ANY_TEXT])),
         )
         step = draw(st.just(0) | st.integers(0, 20))
         abort_step = draw(st.none() | st.none() | st.none() | st.integers(step, step + 15))

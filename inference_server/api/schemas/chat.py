@@ -80,7 +80,6 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     prompt_cache_key: str | None = None
 
     # Known and refused when used, until they are built.
-    response_format: Any = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None
@@ -124,8 +123,6 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidRequest("max_tokens and max_completion_tokens differ; send one", param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-        text_only = self.response_format in (None, {"type": "text"})
-        refuse(not text_only, "response_format", "a format other than text")
         refuse(bool(self.tools), "tools")
         refuse(self.tool_choice not in (None, "none", "auto"), "tool_choice")
         refuse(bool(self.functions), "functions")

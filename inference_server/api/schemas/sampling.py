@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from inference_server.api.schemas.formats import FormatFields
 from inference_server.errors import InvalidRequest, UnsupportedParameter
 from inference_server.generation.requests import Prompt, SamplingOptions, TextRequest
 
@@ -39,7 +40,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
 
 
-class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationFields(FormatFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Parameters of both endpoints. A null means the default."""
 
     model: Annotated[str, Meta(min_length=1, max_length=512)]
@@ -74,13 +75,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
 
-    # Known and refused when used, until they are built.
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
-
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings as a tuple."""
         if self.stop is None:
@@ -110,6 +104,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             logit_bias=tuple((self.logit_bias or {}).items()),
             allowed_token_ids=tuple(dict.fromkeys(self.allowed_token_ids or ())),
             prompt_logprobs=self.prompt_logprobs,
+            grammar=self.grammar(),
         )
 
     def text_request(self, request_id: str, prompts: tuple[Prompt, ...]) -> TextRequest:
@@ -134,8 +129,6 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             UnsupportedParameter: a known field is used in a way that is not supported yet.
             InvalidRequest: fields contradict each other.
         """
-        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"):
-            refuse(getattr(self, name) is not None, name)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
