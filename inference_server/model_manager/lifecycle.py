@@ -97,7 +97,7 @@ class Lifecycle:
     def try_lease(self, record: ModelRecord, arrived_s: float, keep_alive_s: float | None) -> Lease | None:
         """A lease, if the model is ready and it is the turn of who came at `arrived_s`."""
         residency = record.residency
-        if record.state is not ModelState.READY or residency is None or residency.worker.closed.done():
+        if record.state is not ModelState.READY or residency is None or residency.worker.is_dying:
             return None
         if not self.line.rules.collate and self._comes_after(record, arrived_s):
             return None

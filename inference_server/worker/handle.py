@@ -57,6 +57,10 @@ class Worker(Protocol):
         """The worker's process id."""
 
     @property
+    def is_dying(self) -> bool:
+        """Whether the process is gone or going: it takes no request any more, and `closed` resolves soon."""
+
+    @property
     def num_requests(self) -> int:
         """Requests submitted and unfinished."""
 
@@ -147,6 +151,11 @@ class WorkerHandle:
     def pid(self) -> int:
         """The worker's process id."""
         return self._open_connection().pid
+
+    @property
+    def is_dying(self) -> bool:
+        """See `Worker.is_dying`."""
+        return self._death_reason is not None
 
     @property
     def num_requests(self) -> int:

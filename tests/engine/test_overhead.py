@@ -70,6 +70,7 @@ def test_a_load_that_took_more_for_a_moment_counts_beyond_the_kv_cache() -> None
 
 def test_a_real_engine_is_measured_and_its_counters_stay_at_zero(tiny_llama: Path) -> None:
     spec = engine_spec(tiny_llama)
+    reset_peak()  # what other tests needed in this process is not the engine's
     engine, facts = build_text_engine(spec, lambda stage, fraction: None)
     overhead = measure_overhead(engine, facts, spec)
     assert overhead is not None

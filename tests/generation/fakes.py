@@ -82,6 +82,10 @@ class FakeWorker:
         )
 
     @property
+    def is_dying(self) -> bool:
+        return self.closed.done()
+
+    @property
     def num_requests(self) -> int:
         return len(self.open)
 

@@ -50,6 +50,7 @@ class FakeWorker:
     ) -> None:
         self.model = load.model
         self.is_asleep = False
+        self.is_failing = False  # its process is going, and `closed` does not say so yet
         self.sleep_s = sleep_s
         self.sleep_errors: list[Exception] = []
         self.wake_errors: list[Exception] = []
@@ -73,8 +74,12 @@ class FakeWorker:
             why_not_sleep="" if can_sleep else "it is a fake",
         )
 
+    @property
+    def is_dying(self) -> bool:
+        return self.is_failing or self.closed.done()
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
-        if self.closed.done():
+        if self.is_dying:
             raise errors.WorkerDied("gone")
         yield TokenDelta(request_id=request.request_id)
 

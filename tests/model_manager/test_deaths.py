@@ -46,6 +46,23 @@ def test_a_death_lets_the_next_waiter_for_memory_in() -> None:
     run(scenario())
 
 
+def test_a_worker_that_is_going_gets_no_request_and_its_successor_does() -> None:
+    async def scenario() -> None:
+        house = build_house({"a": 10})
+        await house.use("a")
+        dying = house.launcher.workers["a"]
+        dying.is_failing = True  # its connection is closed, and its process not gone yet
+        waiter = spawn(house.use("a"))
+        await asyncio.sleep(5)
+        assert not waiter.done()
+        dying.die()
+        await waiter
+        assert house.launcher.workers["a"] is not dying
+        assert house.recorder.deaths == ["a"]
+
+    run(scenario())
+
+
 def test_an_acquire_in_the_turn_of_the_death_gets_a_new_worker() -> None:
     async def scenario() -> None:
         house = build_house({"a": 10})

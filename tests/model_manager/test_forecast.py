@@ -110,7 +110,7 @@ def test_a_model_whose_files_are_not_here_has_no_plan(tmp_path: Path) -> None:
         house = build_house({"scripted:": 10}, settings=Settings(cache_dir=str(tmp_path)))
         return await house.manager.forecast("scripted:")
 
-    forecast = run(scenario())
+    forecast = asyncio.run(scenario())  # it looks into a folder, in a thread: no virtual time
     assert (forecast.outcome, forecast.plan) == (Outcome.UNKNOWN, None)
 
 
