@@ -33,7 +33,7 @@ class GrammarConstraint:
         """See `Constraint.error`."""
         if not self._matcher.is_error():
             return None
-        return "the answer became too complex for its grammar"
+        return "the grammar is too complex: no next token can be found within its limits of work"
 
     def write_mask(self, output_token_ids: Seq[int], address: int, num_bytes: int) -> None:
         """See `Constraint.write_mask`. Where the grammar may end, tokens that end an answer are allowed."""

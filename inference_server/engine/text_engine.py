@@ -29,6 +29,7 @@ from inference_server.errors import (
 from inference_server.scheduling.batch import INVALID_TOKEN, Batch
 from inference_server.scheduling.pending import FailedStep, PendingStep
 from inference_server.scheduling.scheduler import Scheduler
+from inference_server.scheduling.sequence import Sequence
 from inference_server.types import (
     EmbeddingRequest,
     EmbeddingVector,
@@ -297,11 +298,7 @@ class TextEngine:
             if INVALID_TOKEN in tokens and scheduled.sequence.finish_reason is None:
                 request_id = scheduled.sequence.request_id
                 self._scheduler.abort(request_id)
-                constraint = scheduled.sequence.constraint
-                text = "the model produced logits that are not finite numbers for this request"
-                if constraint is not None and constraint.error is not None:
-                    text = constraint.error
-                failures.append(RequestFailure(request_id, InternalError.code, text))
+                failures.append(_invalid(scheduled.sequence))
         return tuple(failures)
 
     def _fail(self, batch: Batch, error: Exception) -> StepOutcome:
@@ -327,6 +324,15 @@ class TextEngine:
             step_num_seqs=batch.num_seqs,
             step_seconds=step_seconds,
         )
+
+
+def _invalid(sequence: Sequence) -> RequestFailure:
+    """Why no token could be chosen."""
+    constraint = sequence.constraint
+    if constraint is not None and constraint.error is not None:
+        return RequestFailure(sequence.request_id, InvalidRequest.code, constraint.error)
+    text = "the model produced logits that are not finite numbers for this request"
+    return RequestFailure(sequence.request_id, InternalError.code, text)
 
 
 def _told(error: Exception) -> tuple[str, str]:

@@ -65,7 +65,6 @@ REFUSED = (
         "invalid_value",
     ),
     ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ({"chat_template": "{{ 1 }}"}, "chat_template", "unsupported_parameter"),
     ({"keep_alive": "soon"}, "keep_alive", "invalid_value"),
     ({"temperatur": 1}, "temperatur", "unsupported_parameter"),
