@@ -43,6 +43,7 @@ from inference_server.worker.launcher import ForkServer, ForkServerLauncher
 from inference_server.worker.protocol import Progress
 
 BACKLOG = 2048
+IDLE_CONNECTION_S = 75  # longer than clients and proxies keep theirs: who closes first must not be the server
 LOAD_TIMES_FILE = "load-times.json"  # in the cache folder
 DISPLAY_INTERVAL_S = 0.1
 logger = logging.getLogger(__name__)
@@ -164,6 +165,7 @@ class _HttpServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 backlog=BACKLOG,
+                timeout_keep_alive=IDLE_CONNECTION_S,
                 root_path=settings.root_path,
                 ssl_keyfile=settings.ssl_keyfile,
                 ssl_certfile=settings.ssl_certfile,
