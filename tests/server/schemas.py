@@ -22,11 +22,11 @@ def schema(seed: int) -> Schema:
     """The schema with this number; always an object at the top."""
     rng = random.Random(seed)
     made = _object(rng, 2)
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         tree = {
             "type": "object",
-            "properties": {"v": _leaf(rng), "next": {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}]}},
-            "required": ["v", "next"],
+            "properties": {"v": _leaf(rng), "next": {"$ref": "#/$defs/tree"}},
+            "required": ["v"],
             "additionalProperties": False,
         }
         made["properties"]["tree"] = {"$ref": "#/$defs/tree"}

@@ -16,7 +16,7 @@ from tests.server.running import RunningServer
 from tests.server.schemas import schema
 
 pytestmark = pytest.mark.model
-MAX_TOKENS = 400
+MAX_TOKENS = 300
 
 
 @pytest.fixture
@@ -44,8 +44,10 @@ def check(server: RunningServer, numbers: range) -> None:
     for wanted, text in whole:
         validator = jsonschema.Draft202012Validator(wanted, format_checker=formats)
         validator.validate(json.loads(text))
-    cut = [text for _, text, reason in answers if reason != "stop"]
-    assert len(cut) <= len(answers) // 20, cut  # a chain of references may go on for longer than max_tokens
+    cut = [(wanted, text) for wanted, text, reason in answers if reason != "stop"]
+    endless = [text for wanted, text in cut if "$defs" in wanted]  # a chain may be longer than max_tokens
+    assert len(cut) == len(endless), cut
+    assert len(whole) >= 0.8 * len(answers)
 
 
 def test_twenty_schemas_are_kept_to(demo_server: RunningServer) -> None:
