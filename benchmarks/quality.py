@@ -1,16 +1,18 @@
-"""What each weight format costs in answers: top-1 agreement and KL divergence against float32.
+"""What each weight format costs in answers, and what it gives: quality, bytes and speed on a CPU.
 
 `python -m benchmarks.quality` prints two tables for the demo model over the text of quality.txt: its own
 weights, whose blocks the path `gguf` keeps, and the same function off its 4-bit grid (off_grid.py), which is
-what the other schemes have to be judged by. The reference is transformers alone, in float32, on the same
-weights. `--matrices FILE.safetensors` prints instead how far our formats are from any trained matrices.
+what the other schemes have to be judged by. Agreement and KL divergence are from transformers alone, in
+float32, on the same weights; speeds are of decode steps in the engine, without a server.
+`--matrices FILE.safetensors` prints instead how far our formats are from any trained matrices.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from benchmarks.off_grid import write_off_grid
 from inference_server.config.catalog import load_catalog
 from inference_server.config.settings import default_cache_dir
 from inference_server.engine.assembly import build_text_engine
+from inference_server.engine.text_engine import TextEngine
 from inference_server.loading.blocks import (
     BLOCK_INPUTS,
     BlockMatrix,
@@ -31,11 +34,15 @@ from inference_server.loading.blocks import (
     quantize_8_bits,
 )
 from inference_server.loading.preparation import prepare
-from inference_server.types import EngineSpec
+from inference_server.loading.quiet import quiet_libraries
+from inference_server.types import EngineSpec, GenerationRequest, SamplingParams
 
 TEXT = Path(__file__).with_name("quality.txt")
 REPOSITORY = Path(__file__).parent.parent
 DEMO_MODEL = "smollm2-135m-instruct"
+STREAMS = (1, 16)
+SPEED_PROMPT, SPEED_STEPS = 100, 40  # tokens of each stream's prompt, and steps
+SPEED_LIMIT_S = 10.0  # some paths are slow on a CPU
 Floats = npt.NDArray[np.float32]
 
 
@@ -54,11 +61,20 @@ class ExecutionPath:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What a path takes: bytes of weights, and output tokens per second by number of streams."""
+
+    weights_bytes: int
+    tokens_per_s: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
-    """Agreement with the reference over all positions of a text."""
+    """Agreement with the reference over all positions of a text, and how well the text is foretold."""
 
     top1: float  # share of positions with the same most likely token
     mean_kl: float  # nats, of the path's distribution from the reference's
+    perplexity: float
     num_positions: int
 
 
@@ -106,9 +122,9 @@ def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
     return logits.numpy()
 
 
-def path_logits(folder: Path, path: ExecutionPath, tokens: Sequence[int]) -> Floats:
-    """The same, through the engine that serves this path."""
-    num_tokens = -(-len(tokens) // 16) * 16
+def build_path(folder: Path, path: ExecutionPath, num_tokens: int) -> tuple[TextEngine, int]:
+    """The engine that serves a path, for texts of `num_tokens` in one step, and the bytes of its weights."""
+    max_model_len = -(-num_tokens // 16) * 16
     spec = EngineSpec(
         model="quality",
         folder=str(folder),
@@ -116,26 +132,60 @@ def path_logits(folder: Path, path: ExecutionPath, tokens: Sequence[int]) -> Flo
         dtype=path.dtype,
         quantization=path.quantization,
         kernels=path.kernels,
-        max_model_len=num_tokens,
-        kv_cache_tokens=num_tokens,
-        max_num_seqs=1,
-        max_num_batched_tokens=num_tokens,
+        max_model_len=max_model_len,
+        kv_cache_tokens=max(max_model_len, max(STREAMS) * (SPEED_PROMPT + SPEED_STEPS + 32)),
+        max_num_seqs=max(STREAMS),
+        max_num_batched_tokens=max_model_len,
     )
-    engine, _ = build_text_engine(spec, lambda stage, fraction: None)
-    logits: Floats = engine.runner.prompt_logits(tokens)
+    engine, facts = build_text_engine(spec, lambda stage, fraction: None)
+    return engine, facts.memory.weights_bytes
+
+
+def path_logits(folder: Path, path: ExecutionPath, tokens: Sequence[int]) -> Floats:
+    """As `reference_logits`, through the engine that serves this path."""
+    engine, _ = build_path(folder, path, len(tokens))
+    logits: Floats = engine.runner.prompt_logits(tokens)  # type: ignore[attr-defined]
     return logits
 
 
-def compare(reference: Floats, logits: Floats) -> Quality:
-    """Agreement of two sets of logits [positions, vocabulary]."""
+def decode_rate(engine: TextEngine, num_streams: int) -> float:
+    """Output tokens per second of greedy decode steps after a prompt of `SPEED_PROMPT` tokens each."""
+    sampling = SamplingParams(max_tokens=SPEED_STEPS + 8, temperature=0.0, ignore_eos=True)
+    for number in range(num_streams):
+        prompt = tuple(range(100 + 7 * number, 100 + 7 * number + SPEED_PROMPT))
+        engine.submit(GenerationRequest(request_id=str(number), prompt_token_ids=prompt, sampling=sampling))
+    begun: set[str] = set()
+    while len(begun) < num_streams:
+        begun |= {delta.request_id for delta in engine.step().deltas}
+    num_tokens, started_s = 0, time.perf_counter()
+    for _ in range(SPEED_STEPS):
+        num_tokens += sum(len(delta.token_ids) for delta in engine.step().deltas)
+        if time.perf_counter() - started_s > SPEED_LIMIT_S:
+            break
+    rate = num_tokens / (time.perf_counter() - started_s)
+    for number in range(num_streams):
+        engine.abort(str(number))
+    return rate
+
+
+def compare(reference: Floats, logits: Floats, tokens: Sequence[int]) -> Quality:
+    """Agreement of two sets of logits [positions, vocabulary] over a text."""
     if reference.shape != logits.shape:
         raise ValueError(f"logits of shape {logits.shape} for a reference of {reference.shape}")
-    divergences = []
-    for expected, found in zip(reference, logits, strict=True):  # row by row: they are large in float64
+    divergences, surprises = [], []
+    following = [*tokens[1:], None]
+    for expected, found, token in zip(reference, logits, following, strict=True):  # row by row: float64
         p, q = _log_softmax(expected), _log_softmax(found)
         divergences.append(float(np.sum(np.exp(p) * (p - q))))
+        if token is not None:
+            surprises.append(-float(q[token]))
     top1 = float(np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
-    return Quality(top1=top1, mean_kl=float(np.mean(divergences)), num_positions=len(divergences))
+    return Quality(
+        top1=top1,
+        mean_kl=float(np.mean(divergences)),
+        perplexity=float(np.exp(np.mean(surprises))),
+        num_positions=len(divergences),
+    )
 
 
 def _log_softmax(row: Floats) -> npt.NDArray[np.float64]:
@@ -143,11 +193,17 @@ def _log_softmax(row: Floats) -> npt.NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def measure(folder: Path, paths: Sequence[ExecutionPath]) -> dict[ExecutionPath, Quality]:
-    """Each path against the reference on `folder`'s weights."""
+def measure(folder: Path, paths: Sequence[ExecutionPath]) -> dict[ExecutionPath, tuple[Quality, Cost]]:
+    """Each path against the reference on `folder`'s weights, and what it takes."""
     tokens = text_tokens(folder)
     reference = reference_logits(folder, tokens)
-    return {path: compare(reference, path_logits(folder, path, tokens)) for path in paths}
+    measured: dict[ExecutionPath, tuple[Quality, Cost]] = {}
+    for path in paths:
+        engine, weights_bytes = build_path(folder, path, len(tokens))
+        logits: Floats = engine.runner.prompt_logits(tokens)  # type: ignore[attr-defined]
+        rates = {streams: decode_rate(engine, streams) for streams in STREAMS}
+        measured[path] = compare(reference, logits, tokens), Cost(weights_bytes, rates)
+    return measured
 
 
 def relative_error(weight: Floats, quantize: Callable[[Floats], BlockMatrix]) -> tuple[float, float]:
@@ -172,13 +228,23 @@ def _is_matrix(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 2 and tensor.is_floating_point() and tensor.shape[1] % BLOCK_INPUTS == 0
 
 
-def print_table(title: str, measured: dict[ExecutionPath, Quality]) -> None:
+def print_table(title: str, measured: dict[ExecutionPath, tuple[Quality, Cost]]) -> None:
     """As Markdown."""
-    num_positions = next(iter(measured.values())).num_positions
+    num_positions = next(iter(measured.values()))[0].num_positions
     print(f"\n{title} ({num_positions} positions)\n")
-    print("| quantization · kernels · dtype | top-1 agreement | mean KL (nats) |\n|---|---|---|")
-    for path, quality in measured.items():
-        print(f"| {path.title} | {quality.top1:.3f} | {quality.mean_kl:.5f} |")
+    speeds = " / ".join(map(str, STREAMS))
+    print(
+        f"| quantization · kernels · dtype | top-1 | mean KL (nats) | perplexity | MB | tok/s at {speeds} |"
+    )
+    print("|---|---|---|---|---|---|")
+    for path, (quality, cost) in measured.items():
+        rates = " / ".join(
+            f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}" for rate in cost.tokens_per_s.values()
+        )
+        print(
+            f"| {path.title} | {quality.top1:.3f} | {quality.mean_kl:.5f} | {quality.perplexity:.2f} "
+            f"| {cost.weights_bytes / 1e6:.0f} | {rates} |"
+        )
 
 
 def main() -> None:
@@ -192,6 +258,7 @@ def main() -> None:
         for name, error in matrix_errors(arguments.matrices).items():
             print(f"{name}: relative error {error:.4f}")
         return
+    quiet_libraries()
     folder = demo_folder()
     print_table("The demo model's own weights", measure(folder, OWN_WEIGHTS))
     with tempfile.TemporaryDirectory() as scratch:

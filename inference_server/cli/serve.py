@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 
 from inference_server.cli.arguments import VerbParser, add_settings, flags_of
 from inference_server.cli.configured import read_configuration
 from inference_server.cli.display import progress_display
 from inference_server.cli.terminal import Terminal
+from inference_server.config.catalog import Catalog
+from inference_server.config.settings import changed_settings
 from inference_server.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 DESCRIPTION = """\
 Serve models over an OpenAI-compatible HTTP interface until a signal ends it.
 
@@ -50,9 +54,16 @@ def run(args: Namespace, terminal: Terminal) -> int:
         )
     from inference_server.app import serve
 
+    def read_again() -> Catalog:
+        """The models as the configuration says now; settings take effect at the next start only."""
+        now = read_configuration(flags, terminal)
+        if changed := changed_settings(configuration.settings, now.settings):
+            logger.warning("changed and not applied before a restart: %s", ", ".join(changed))
+        return now.catalog
+
     return serve(
         configuration.settings,
         configuration.catalog,
         lambda: progress_display(terminal),
-        lambda: read_configuration(flags, terminal).catalog,
+        read_again,
     )

@@ -82,6 +82,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_json: bool = False
 
 
+def changed_settings(old: Settings, new: Settings) -> tuple[str, ...]:
+    """Names of the settings that differ, in their order."""
+    names = Settings.__struct_fields__
+    return tuple(name for name in names if getattr(old, name) != getattr(new, name))
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedSettings:
     """Settings with, for each that is not left at its default, the place it came from."""

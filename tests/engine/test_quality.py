@@ -51,7 +51,7 @@ def off_grid(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 
 def assert_near(judge: Judge, path: ExecutionPath, *, top1: float, kl: float) -> None:
-    quality = compare(judge.reference, path_logits(judge.folder, path, judge.tokens))
+    quality = compare(judge.reference, path_logits(judge.folder, path, judge.tokens), judge.tokens)
     assert quality.top1 >= top1, quality
     assert quality.mean_kl <= kl, quality
 

@@ -65,6 +65,10 @@ def test_a_reload_by_request_or_signal_serves_what_the_file_says_and_a_broken_fi
     assert "sorce" in refused.json()["error"]["message"]
     assert set(models(server)) == {"quick", "other", "more"}
 
+    config.write_text(CONFIG + "server: {max_num_seqs: 7, log_level: debug}\n", encoding="utf-8")
+    assert server.client.post("/models/reload").status_code == 200
+    assert "changed and not applied before a restart: max_num_seqs, log_level" in server.log
+
     config.write_text(CONFIG, encoding="utf-8")
     server.signal(signal.SIGHUP)
     wait_until_served(server, {"quick", "slow"})
