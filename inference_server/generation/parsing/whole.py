@@ -1,0 +1,95 @@
+"""Calls that take a whole answer: as JSON objects (Llama 3), or behind a mark (Mistral). Told at the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+from inference_server.generation.parsing.events import Content, Event, partial_end
+from inference_server.generation.parsing.json_calls import Call, call_of, calls_of, events_of
+
+PYTHON_TAG = "<|python_tag|>"
+TOOL_CALLS, ARGS = "[TOOL_CALLS]", "[ARGS]"
+_NAMED = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\][^\[]*)?\[ARGS\]\s*")
+ReadCalls = Callable[[str, frozenset[str]], list[Call] | None]
+
+
+class LlamaParser:
+    """An answer that begins with `{` or the python tag may be calls; what is none is text after all."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+        self._held = ""
+        self._is_text = False
+
+    def feed(self, text: str) -> Seq[Event]:
+        """See `AnswerParser.feed`."""
+        if self._is_text:
+            return [Content(text)] if text else ()
+        self._held += text
+        start = self._held.lstrip()
+        if not start or start.startswith(("{", "[", PYTHON_TAG)) or PYTHON_TAG.startswith(start):
+            return ()
+        self._is_text = True
+        return self._rest()
+
+    def finish(self) -> Seq[Event]:
+        """See `AnswerParser.finish`."""
+        if self._is_text:
+            return ()
+        calls = calls_of(self._held.lstrip().removeprefix(PYTHON_TAG), self._names)
+        return events_of(calls) if calls is not None else self._rest()
+
+    def _rest(self) -> list[Event]:
+        held, self._held = self._held, ""
+        return [Content(held)] if held else []
+
+
+class MistralParser:
+    """Text, then `[TOOL_CALLS]` and a list of calls, or a name and `[ARGS]` for each."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+        self._held = ""
+        self._is_call = False
+
+    def feed(self, text: str) -> Seq[Event]:
+        """See `AnswerParser.feed`."""
+        self._held += text
+        if self._is_call:
+            return ()
+        before, found, after = self._held.partition(TOOL_CALLS)
+        if found:
+            self._is_call, self._held = True, after
+            return [Content(before)] if before.strip() else ()
+        safe = self._held[: len(self._held) - partial_end(self._held, TOOL_CALLS)]
+        self._held = self._held[len(safe) :]
+        return [Content(safe)] if safe else ()
+
+    def finish(self) -> Seq[Event]:
+        """See `AnswerParser.finish`."""
+        held, self._held = self._held, ""
+        if not self._is_call:
+            return [Content(held)] if held else ()
+        calls = calls_of(held, self._names) or _named_calls(held, self._names)
+        return events_of(calls) if calls is not None else [Content(TOOL_CALLS + held)]
+
+
+def _named_calls(text: str, names: frozenset[str]) -> list[Call] | None:
+    """`name[ARGS]{…}`, several with the mark between them."""
+    calls: list[Call] = []
+    for part in text.split(TOOL_CALLS):
+        match = _NAMED.match(part)
+        if match is None:
+            return None
+        try:
+            arguments = json.loads(part[match.end() :])
+        except (ValueError, RecursionError):
+            return None
+        call = call_of({"name": match[1], "arguments": arguments}, names)
+        if call is None:
+            return None
+        calls.append(call)
+    return calls
