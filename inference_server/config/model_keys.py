@@ -135,6 +135,16 @@ MODEL_KEYS = table(
         kinds.choice("auto", "generate", "embed"),
         "what the model does; auto: embed for a sentence-transformers folder, else generate",
     ),
+    Key(
+        "tool_parser",
+        kinds.choice("auto", "none", "hermes", "llama3", "mistral"),
+        "how the model writes tool calls; auto: as its chat template shows",
+    ),
+    Key(
+        "reasoning_parser",
+        kinds.choice("auto", "none", "think"),
+        "how the model marks its reasoning; auto: as its chat template shows",
+    ),
     Key("preload", kinds.boolean(), "load at start; the server is ready only then"),
     Key("pinned", kinds.boolean(), "never evict to make room for another model"),
     Key("trust_remote_code", kinds.boolean(), "let the checkpoint bring and run its own Python code"),

@@ -70,5 +70,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     speculation: str = "none"
     max_draft_tokens: int = Speculation().max_draft_tokens
     max_drafting_seqs: int = Speculation().max_drafting_seqs
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
     trust_remote_code: bool = False
     allow_pickle: bool = False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 from inference_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from inference_server.generation.requests import ChatPrompt
 from inference_server.generation.token_texts import TokenTexts
+from inference_server.generation.tools import told_in_text
 
 MAX_RENDERED_CHARS = 8 * 1024 * 1024
 
@@ -42,7 +44,9 @@ class PromptTemplate:
         self._specials = _special_tokens(self.tokenizer)
         self._seam = f"\ue000{secrets.token_hex(8)}\ue001"  # where special-token text is cut, see _defused
         self._end = f"\ue000{secrets.token_hex(8)}\ue002"  # where a message ends that is to be continued
-        self._template = _compile(_template_source(folder, config))
+        self.template_source = _template_source(folder, config)
+        self._template = _compile(self.template_source)
+        self._knows_tools = _looks_at_tools(self.template_source)
 
     @property
     def has_chat_template(self) -> bool:
@@ -86,7 +90,8 @@ class PromptTemplate:
             raise UnsupportedParameter(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
-        messages = [self._defused(message) for message in prompt.messages]
+        told = prompt.messages if self._knows_tools else told_in_text(prompt.messages, prompt.tools)
+        messages = [self._defused(message) for message in told]
         if prompt.continue_final_message:
             messages[-1] = _marked(messages[-1], self._end)
         variables = {
@@ -95,6 +100,8 @@ class PromptTemplate:
             "messages": messages,
             "add_generation_prompt": prompt.add_generation_prompt and not prompt.continue_final_message,
         }
+        if prompt.tools and self._knows_tools:
+            variables["tools"] = self._defused(prompt.tools)
         text = self._written(self._template, variables)
         return self._cut(text) if prompt.continue_final_message else text
 
@@ -169,6 +176,14 @@ def _compile(source: str | None) -> jinja2.Template | None:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
         raise ModelLoadFailed(f"the model's chat template does not compile: {error.message}") from error
+
+
+def _looks_at_tools(source: str | None) -> bool:
+    """Whether a template, which compiles, has a place for tools."""
+    if source is None or "tools" not in source:
+        return False
+    tree = jinja2.Environment(extensions=[loopcontrols]).parse(source)
+    return "tools" in meta.find_undeclared_variables(tree)
 
 
 def _refuse(message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from inference_server.generation.scores import ScoredToken
+from inference_server.generation.tools import ToolUse
 from inference_server.types import FinishReason, GrammarSpec
 
 
@@ -16,6 +17,7 @@ class ChatPrompt(msgspec.Struct, frozen=True):
     """A conversation for the model's chat template.
 
     With `continue_final_message` the prompt ends inside the last message, for the model to go on with it.
+    `tools` are told to the model, by a template that knows none in plain words.
     `variables` are more that the template may look at: names that the API allows, and plain values. A
     template writes the special tokens itself; `add_special_tokens` adds those of a plain text as well.
     """
@@ -24,6 +26,7 @@ class ChatPrompt(msgspec.Struct, frozen=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = {}
+    tools: tuple[Mapping[str, Any], ...] = ()
     add_special_tokens: bool = False
 
 
@@ -76,7 +79,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     puts the prompt before each answer; with `echo_only` nothing comes after it. `include_stop`: what ended an
     answer is part of it. `timeout_s` is counted from the moment the service takes the request; it can only
     shorten the server's. `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as
-    its entry says.
+    its entry says. `tool_use` is how calls are found in the answers.
     """
 
     request_id: str
@@ -94,6 +97,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     timeout_s: float | None = None
     keep_alive_s: float | None = None
+    tool_use: ToolUse | None = None
 
     @property
     def num_candidates(self) -> int:

@@ -6,7 +6,7 @@ Queue limits, deadlines and leases are the door's. Knows no HTTP and no JSON. Ow
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from inference_server.generation.answer_text import AnswerText
 from inference_server.generation.detokenizer import Detokenizer
 from inference_server.generation.door import Door, Visit
 from inference_server.generation.grammars import GrammarChecker
+from inference_server.generation.parsing.choose import Spelling, parser_for, spelling_of
+from inference_server.generation.parsing.events import AnswerParser
 from inference_server.generation.prompt import PromptTemplate
 from inference_server.generation.recorder import RequestRecorder
 from inference_server.generation.requests import (
@@ -44,12 +46,15 @@ from inference_server.model_manager.record import ProgressListener
 from inference_server.model_manager.status import ModelStatus
 from inference_server.types import GenerationRequest, SamplingParams, Usage
 
+PROMPT_END_TOKENS = 8  # enough to see whether a template has opened the answer's reasoning
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A request that runs: iterate over `deltas` once; `usage` is complete when they have ended.
 
     `answers` has `num_candidates` for each of `prompts`, of which `num_answers` are to be given.
+    `new_parser` gives what finds reasoning and calls in one answer, None where nothing is to be found.
     `fingerprint` changes whenever the same request might get another answer.
     """
 
@@ -57,6 +62,7 @@ class Generation:
     answers: tuple[Answer, ...]
     num_answers: int
     fingerprint: str
+    new_parser: Callable[[], AnswerParser | None]
 
     @property
     def num_candidates(self) -> int:
@@ -165,6 +171,7 @@ def _generation(
 ) -> Generation:
     prompts: list[SharedPrompt] = []
     answers: list[Answer] = []
+    spelling = _spelling(request, lease.spec, encoded.template)
     for prompt, token_ids, sampling in encoded.prompts:
         recorder.prompt(len(token_ids))
         prompts.append(_shared_prompt(request, encoded.template, prompt, token_ids))
@@ -183,15 +190,33 @@ def _generation(
                     lease.worker,
                     wanted=request,
                     prompt=prompts[-1],
-                    text=_answer_text(request, encoded.template, prompts[-1]),
+                    text=_answer_text(request, encoded.template, prompts[-1], spelling),
                     recorder=recorder.submitted(),
                 )
             )
-    return Generation(tuple(prompts), tuple(answers), request.num_answers, fingerprint(lease.plan))
+    end = encoded.template.decode(encoded.prompts[-1][1][-PROMPT_END_TOKENS:], skip_special_tokens=False)
+    return Generation(
+        tuple(prompts),
+        tuple(answers),
+        request.num_answers,
+        fingerprint(lease.plan),
+        lambda: None if spelling is None else parser_for(spelling, request.tool_use, prompt_end=end),
+    )
 
 
-def _answer_text(request: TextRequest, template: PromptTemplate, prompt: SharedPrompt) -> AnswerText:
+def _spelling(request: TextRequest, spec: ModelSpec, template: PromptTemplate) -> Spelling | None:
+    """How reasoning and calls are marked in the answers; None for a request that is no chat."""
+    if not all(isinstance(prompt, ChatPrompt) for prompt in request.prompts):
+        return None
+    return spelling_of(spec.tool_parser, spec.reasoning_parser, template.template_source)
+
+
+def _answer_text(
+    request: TextRequest, template: PromptTemplate, prompt: SharedPrompt, spelling: Spelling | None
+) -> AnswerText:
     skips = request.skip_special_tokens
+    if request.tool_use is not None and spelling is not None and spelling.marks_are_special:
+        skips = False
     return AnswerText(
         Detokenizer(template.tokenizer, prompt.token_ids, skip_special_tokens=skips),
         StopStrings(request.stop, include=request.include_stop),

@@ -111,4 +111,5 @@ def _encoded_texts(
 def _num_chars(prompt: ChatPrompt | TextPrompt) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
-    return sum(len(message["content"]) + MESSAGE_CHARS for message in prompt.messages)
+    num_chars = sum(len(message["content"]) + MESSAGE_CHARS for message in prompt.messages)
+    return num_chars + sum(len(str(tool)) for tool in prompt.tools)

@@ -51,7 +51,14 @@ def affects_loading(old: ModelSpec, new: ModelSpec) -> bool:
 
 def _loaded_part(spec: ModelSpec) -> ModelSpec:
     return msgspec.structs.replace(
-        spec, aliases=(), preload=False, pinned=False, defaults=SamplingDefaults(), keep_alive_s=None
+        spec,
+        aliases=(),
+        preload=False,
+        pinned=False,
+        defaults=SamplingDefaults(),
+        keep_alive_s=None,
+        tool_parser="auto",
+        reasoning_parser="auto",
     )
 
 

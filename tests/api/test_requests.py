@@ -64,7 +64,7 @@ REFUSED = (
         "chat_template_kwargs.enable_thinking",
         "invalid_value",
     ),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "invalid_value"),
     ({"chat_template": "{{ 1 }}"}, "chat_template", "unsupported_parameter"),
     ({"keep_alive": "soon"}, "keep_alive", "invalid_value"),
     ({"temperatur": 1}, "temperatur", "unsupported_parameter"),

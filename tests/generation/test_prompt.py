@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,28 @@ def test_a_truncation_in_the_file_is_switched_off(tmp_path: Path) -> None:
     tokenizer.enable_padding(length=500)
     template = PromptTemplate(write_folder(tmp_path, tokenizer))
     assert 4 < len(template.encode_text("the quick brown fox " * 5)) < 500
+
+
+# ---------------------------------------------------------------- tools
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "does <|im_end|>", "parameters": {}}}
+
+
+WITH_TOOLS = "{% for tool in tools %}{{ tool.function.name }}:{{ tool | tojson }};{% endfor %}{{ messages[0].content }}"
+
+
+def with_template(tmp_path: Path, source: str) -> PromptTemplate:
+    return PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+
+
+def test_a_template_that_knows_tools_gets_them_as_they_are(tmp_path: Path) -> None:
+    template = with_template(tmp_path, WITH_TOOLS)
+    ids = template.encode_chat(ChatPrompt(chat("hi"), tools=(TOOL,)))
+    assert template.decode(ids, skip_special_tokens=False) == f"f:{json.dumps(TOOL)};hi"
+    assert template.decode(template.encode_chat(ChatPrompt(chat("hi")))) == "hi"
+
+
+def test_a_variable_that_only_sounds_like_tools_is_none(tmp_path: Path) -> None:
+    template = with_template(tmp_path, "{# tools #}{% set tools = 1 %}{{ messages[0].content }}")
+    text = template.decode(template.encode_chat(ChatPrompt(chat("hi"), tools=(TOOL,))))
+    assert text.startswith("You may call these functions.")

@@ -31,6 +31,7 @@ async def chat_completions(request: Request) -> Response | ASGIApp:
         body.text_request(new_id("chatcmpl"), (body.prompt(),)),
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
+        tool_use=body.tool_use(),
     )
     if body.stream:
         include_usage = body.includes_usage
@@ -42,7 +43,8 @@ async def chat_completions(request: Request) -> Response | ASGIApp:
 async def _whole(service: GenerationService, wanted: TextRequest) -> Response:
     async with service.open(wanted) as generation:
         choices = await whole_choices(generation)
-    answer = chat_completion(frame_of(wanted, generation), wanted, choices, generation.usage)
+    frame = frame_of(wanted, generation)
+    answer = chat_completion(frame, wanted, choices, generation.usage, generation.new_parser)
     return Response(answer, media_type="application/json")
 
 
@@ -50,7 +52,12 @@ async def _stream(
     service: GenerationService, wanted: TextRequest, include_usage: bool, writer: EventWriter
 ) -> None:
     async with service.open(wanted, writer.loading) as generation:
-        chunks = ChatChunks(frame_of(wanted, generation), wanted, include_usage=include_usage)
+        chunks = ChatChunks(
+            frame_of(wanted, generation),
+            wanted,
+            include_usage=include_usage,
+            parsers=[generation.new_parser() for _ in range(wanted.num_answers)],
+        )
         await writer.write(chunks.first())
         num_open = wanted.num_answers
         async with aclosing(generation.deltas()) as deltas:

@@ -6,6 +6,7 @@ encoded per chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import msgspec
 
 from inference_server.api.schemas.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from inference_server.api.schemas.messages import delta_object, finish_reason, message_object
 from inference_server.generation.choices import Choice
+from inference_server.generation.parsing.events import AnswerParser, CallBegin
 from inference_server.generation.requests import TextDelta, TextRequest
 from inference_server.types import Usage
 
@@ -55,19 +58,27 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 # ---------------------------------------------------------------- chat
 
 
-def chat_completion(frame: Frame, wanted: TextRequest, choices: Seq[Choice], usage: Usage) -> bytes:
+def chat_completion(
+    frame: Frame,
+    wanted: TextRequest,
+    choices: Seq[Choice],
+    usage: Usage,
+    new_parser: Callable[[], AnswerParser | None],
+) -> bytes:
     """A whole chat completion."""
     scores = wanted.sampling.logprobs is not None
-    data = [
-        {
-            "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": chat_logprobs(choice.scored) if scores else None,
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
-        }
-        for choice in choices
-    ]
+    data = []
+    for choice in choices:
+        message = message_object(choice.text, new_parser())
+        data.append(
+            {
+                "index": choice.index,
+                "message": message,
+                "logprobs": chat_logprobs(choice.scored) if scores else None,
+                "finish_reason": finish_reason(choice.finish_reason, has_calls="tool_calls" in message),
+                "stop_reason": choice.stop_reason,
+            }
+        )
     answer = frame.object("chat.completion", choices=data, usage=usage_object(usage))
     if wanted.sampling.prompt_logprobs is not None:
         answer["prompt_logprobs"] = prompt_logprobs(choices[0].prompt)
@@ -77,9 +88,19 @@ def chat_completion(frame: Frame, wanted: TextRequest, choices: Seq[Choice], usa
 class ChatChunks:
     """The events of one streamed chat completion."""
 
-    def __init__(self, frame: Frame, wanted: TextRequest, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        wanted: TextRequest,
+        *,
+        include_usage: bool,
+        parsers: Seq[AnswerParser | None],
+    ) -> None:
+        """`parsers`: one for each answer."""
         self._frame = frame
         self._include_usage = include_usage
+        self._parsers = parsers
+        self._calling: set[int] = set()  # answers with calls
         self._num_answers = wanted.num_answers
         self._with_scores = wanted.sampling.logprobs is not None
         marked = [self._chunk(index, {"content": _MARK}) for index in range(wanted.num_answers)]
@@ -92,6 +113,9 @@ class ChatChunks:
 
     def delta(self, delta: TextDelta) -> bytes:
         """A piece of text, if it holds any, and the end of the answer, if it is that."""
+        parser = self._parsers[delta.index]
+        if parser is not None:
+            return self._parsed(delta, parser)
         events = b""
         if self._with_scores and delta.scored:
             events = self._chunk(delta.index, {"content": delta.text}, logprobs=chat_logprobs(delta.scored))
@@ -104,11 +128,32 @@ class ChatChunks:
             delta.index, {}, finish_reason=delta.finish_reason, stop_reason=delta.stop_reason
         )
 
+    def _parsed(self, delta: TextDelta, parser: AnswerParser) -> bytes:
+        """As `delta`, of an answer that may hold reasoning and calls."""
+        found = list(parser.feed(delta.text))
+        if delta.finish_reason is not None:
+            found += parser.finish()
+        parts = [delta_object(event) for event in found]
+        if any(isinstance(event, CallBegin) for event in found):
+            self._calling.add(delta.index)
+        more: dict[str, Any] = {}
+        if self._with_scores and delta.scored:
+            more["logprobs"] = chat_logprobs(delta.scored)
+            parts = parts or [{"content": ""}]
+        chunks = []
+        for part in parts:
+            chunks.append(self._chunk(delta.index, part, **more))
+            more = {}
+        if delta.finish_reason is not None:
+            reason = finish_reason(delta.finish_reason, has_calls=delta.index in self._calling)
+            chunks.append(self._chunk(delta.index, {}, finish_reason=reason, stop_reason=delta.stop_reason))
+        return b"".join(chunks)
+
     def usage(self, usage: Usage) -> bytes:
         """The usage chunk; nothing if the client did not ask for it."""
         return _usage_event(self._frame, "chat.completion.chunk", usage) if self._include_usage else b""
 
-    def _chunk(self, index: int, delta: dict[str, str], **fields: Any) -> bytes:
+    def _chunk(self, index: int, delta: Mapping[str, Any], **fields: Any) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
         usage = {"usage": None} if self._include_usage else {}
         return event(_encode(self._frame.object("chat.completion.chunk", choices=[choice], **usage)))

@@ -15,8 +15,11 @@ from inference_server.api.schemas.sampling import (
     Positive,
     refuse,
 )
+from inference_server.api.schemas.tools import MAX_TOOLS, ToolCall, ToolChoice, Tools, tool_use
 from inference_server.errors import InvalidRequest, UnsupportedParameter
 from inference_server.generation.requests import ChatPrompt, SamplingOptions
+from inference_server.generation.tools import ToolUse
+from inference_server.types import GrammarSpec
 
 MAX_MESSAGES = 2048
 
@@ -40,8 +43,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     content: str | list[ContentPart] | None = None
     name: str | None = None
     refusal: str | None = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    reasoning_content: str | None = None
     function_call: Any = None
     audio: Any = None
     annotations: Any = None
@@ -75,17 +79,17 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     chat_template_kwargs: ChatTemplateKwargs | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
     # Known and refused when used, until they are built.
-    tools: Any = None
-    tool_choice: Any = None
-    parallel_tool_calls: Any = None
     functions: Any = None
     function_call: Any = None
-    reasoning_effort: Any = None
     chat_template: Any = None
     modalities: Any = None
     audio: Any = None
@@ -108,12 +112,37 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
 
         Raises: as `chat_prompt`.
         """
-        return chat_prompt(
+        prompt = chat_prompt(
             self.messages,
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
             template_kwargs=self.chat_template_kwargs,
         )
+        use, effort = self.tool_use(), self.reasoning_effort
+        variables = dict(prompt.variables)
+        if effort is not None:
+            variables |= {"reasoning_effort": effort, "enable_thinking": effort != "none"} | variables
+        tools = () if use is None else use.tools
+        return msgspec.structs.replace(prompt, tools=tools, variables=variables)
+
+    def tool_use(self) -> ToolUse | None:
+        """What the model is to do with the tools.
+
+        Raises: as `tools.tool_use`.
+        """
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    def grammar(self) -> GrammarSpec | None:
+        """The form that is asked for, be it that of a call.
+
+        Raises:
+            InvalidRequest: there are several.
+        """
+        form, use = GenerationFields.grammar(self), self.tool_use()
+        calls = None if use is None else use.grammar()
+        if form is not None and calls is not None:
+            raise InvalidRequest(f"tool_choice and {form.param} each ask for a form", param=form.param)
+        return form or calls
 
     def check(self) -> None:
         """See `GenerationFields.check`."""
@@ -123,14 +152,11 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidRequest("max_tokens and max_completion_tokens differ; send one", param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-        refuse(bool(self.tools), "tools")
-        refuse(self.tool_choice not in (None, "none", "auto"), "tool_choice")
-        refuse(bool(self.functions), "functions")
+        refuse(bool(self.functions), "functions", "this older name of tools")
         refuse(bool(self.store), "store", "true")
         refuse(self.modalities not in (None, ["text"]), "modalities", "an output other than text")
         for name in (
-            "function_call", "parallel_tool_calls", "reasoning_effort", "audio", "prediction", "verbosity",
-            "web_search_options",
+            "function_call", "audio", "prediction", "verbosity", "web_search_options",
         ):  # fmt: skip
             refuse(getattr(self, name) is not None, name)
         if self.chat_template is not None:
@@ -166,21 +192,41 @@ def chat_prompt(
     )
 
 
-def _plain(message: Message, index: int) -> dict[str, str]:
-    for name in ("tool_calls", "tool_call_id", "function_call", "audio", "annotations", "refusal"):
+def _plain(message: Message, index: int) -> dict[str, Any]:
+    for name in ("function_call", "audio", "annotations", "refusal"):
         refuse(getattr(message, name) not in (None, []), f"messages[{index}].{name}")
-    refuse(message.role in ("tool", "function"), f"messages[{index}].role", f"role {message.role!r}")
+    refuse(message.role == "function", f"messages[{index}].role", "role 'function'")
+    _check_calls(message, index)
     # Templates know "system"; OpenAI calls the same thing "developer" for newer models.
     role = "system" if message.role == "developer" else message.role
-    plain = {"role": role, "content": _text(message.content, index)}
+    calls = message.tool_calls or []
+    plain: dict[str, Any] = {"role": role, "content": _text(message.content, index, may_lack=bool(calls))}
+    if calls:
+        plain["tool_calls"] = [call.for_template() for call in calls]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content is not None:
+        plain["reasoning_content"] = message.reasoning_content
     if message.name is not None:
         plain["name"] = message.name
     return plain
 
 
-def _text(content: str | list[ContentPart] | None, index: int) -> str:
+def _check_calls(message: Message, index: int) -> None:
+    """Calls are the assistant's, and a result says which call it answers."""
+    if message.tool_calls and message.role != "assistant":
+        where = f"messages[{index}].tool_calls"
+        raise InvalidRequest(f"{where}: only an assistant's message has calls", param=where)
+    if (message.tool_call_id is not None) != (message.role == "tool"):
+        where = f"messages[{index}].tool_call_id"
+        raise InvalidRequest(f"{where}: a message of role tool has it, and no other", param=where)
+
+
+def _text(content: str | list[ContentPart] | None, index: int, *, may_lack: bool) -> str:
     if isinstance(content, str):
         return content
+    if content is None and may_lack:
+        return ""
     if not content:
         where = f"messages[{index}].content"
         raise InvalidRequest(f"Missing required parameter: {where}", param=where)

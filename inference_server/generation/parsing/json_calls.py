@@ -27,9 +27,9 @@ def call_of(value: Any, names: frozenset[str]) -> Call | None:
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
         arguments = _parsed(arguments)
-    return (
-        Call(str(value["name"]), json.dumps(arguments, ensure_ascii=False)) if _is_object(arguments) else None
-    )
+    if not isinstance(arguments, dict):
+        return None
+    return Call(str(value["name"]), json.dumps(arguments, ensure_ascii=False))
 
 
 def calls_of(text: str, names: frozenset[str]) -> list[Call] | None:

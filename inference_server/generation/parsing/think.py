@@ -21,18 +21,20 @@ class ThinkParser:
         self._is_inside = is_inside
         self._is_over = False
         self._has_said = False  # reasoning, which begins behind white space
+        self._has_begun = True  # what follows the reasoning has, behind its white space
 
     def feed(self, text: str) -> Seq[Event]:
         """See `AnswerParser.feed`."""
         if self._is_over:
             return self._then.feed(self._begun(text))
         self._held += text
-        if not self._is_inside and not self._opens():
+        if self._is_inside or self._opens():
+            return self._reason()
+        if not self._begins_otherwise():
             return ()
-        if self._is_over:  # there is no reasoning
-            held, self._held = self._held, ""
-            return self._then.feed(held)
-        return self._reason()
+        self._is_over = self._has_begun = True
+        held, self._held = self._held, ""
+        return self._then.feed(held)
 
     def finish(self) -> Seq[Event]:
         """See `AnswerParser.finish`. Reasoning that never ended stays reasoning."""
@@ -44,15 +46,15 @@ class ThinkParser:
         return [*self._then.feed(held), *self._then.finish()]
 
     def _opens(self) -> bool:
-        """Whether it is known what the answer begins with."""
+        """Whether the answer begins with reasoning; if so, it is inside now."""
         start = self._held.lstrip()
         if start.startswith(OPEN):
             self._is_inside, self._held = True, start.removeprefix(OPEN)
-        elif OPEN.startswith(start):
-            return False
-        else:
-            self._is_over = self._has_begun = True
-        return True
+        return self._is_inside
+
+    def _begins_otherwise(self) -> bool:
+        """Whether the answer can no longer begin with reasoning."""
+        return not OPEN.startswith(self._held.lstrip())
 
     def _reason(self) -> list[Event]:
         before, mark, after = self._held.partition(CLOSE)
@@ -69,8 +71,6 @@ class ThinkParser:
             text = text.lstrip()
         self._has_said = self._has_said or bool(text)
         return [Reasoning(text)] if text else []
-
-    _has_begun = True
 
     def _begun(self, text: str) -> str:
         """The text without the white space behind the reasoning."""

@@ -1,0 +1,59 @@
+"""Which parser reads a model's answers: what its entry says, or what its chat template writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inference_server.generation.parsing import think
+from inference_server.generation.parsing.calls import ArgumentsParser, CallListParser
+from inference_server.generation.parsing.events import AnswerParser
+from inference_server.generation.parsing.hermes import OPEN, HermesParser
+from inference_server.generation.parsing.plain import PlainParser
+from inference_server.generation.parsing.whole import PYTHON_TAG, TOOL_CALLS, LlamaParser, MistralParser
+from inference_server.generation.tools import ToolUse
+
+_MARKS = {"mistral": TOOL_CALLS, "llama3": PYTHON_TAG, "hermes": OPEN}  # in the order of their certainty
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a model marks its calls and its reasoning; "none": not at all."""
+
+    tools: str
+    reasoning: str
+
+    @property
+    def marks_are_special(self) -> bool:
+        """Whether marks are special tokens, which are no text unless they are asked for."""
+        return self.tools in ("mistral", "llama3")
+
+
+def spelling_of(tool_parser: str, reasoning_parser: str, template: str | None) -> Spelling:
+    """What the entry names; where it says "auto", what the template's source shows."""
+    text = template or ""
+    if tool_parser == "auto":
+        tool_parser = next((name for name, mark in _MARKS.items() if mark in text), "hermes")
+    if reasoning_parser == "auto":
+        reasoning_parser = "think" if think.OPEN in text or think.CLOSE in text else "none"
+    return Spelling(tool_parser, reasoning_parser)
+
+
+def parser_for(spelling: Spelling, use: ToolUse | None, *, prompt_end: str) -> AnswerParser | None:
+    """A parser of one answer; None where nothing is marked. `prompt_end` is how the prompt's text ends."""
+    if use is not None and use.name is not None:
+        return ArgumentsParser(use.name)
+    if use is not None and use.must_call:
+        return CallListParser()
+    parser = None if use is None else _calls(spelling.tools, use.names)
+    if spelling.reasoning == "think":
+        is_inside = prompt_end.rstrip().endswith(think.OPEN)
+        return think.ThinkParser(parser or PlainParser(), is_inside=is_inside)
+    return parser
+
+
+def _calls(name: str, names: frozenset[str]) -> AnswerParser | None:
+    if name == "llama3":
+        return LlamaParser(names)
+    if name == "mistral":
+        return MistralParser(names)
+    return HermesParser(names) if name == "hermes" else None
