@@ -166,7 +166,10 @@ def test_a_truncation_in_the_file_is_switched_off(tmp_path: Path) -> None:
 TOOL = {"type": "function", "function": {"name": "f", "description": "does <|im_end|>", "parameters": {}}}
 
 
-WITH_TOOLS = "{% for tool in tools %}{{ tool.function.name }}:{{ tool | tojson }};{% endfor %}{{ messages[0].content }}"
+WITH_TOOLS = (
+    "{% for tool in tools %}{{ tool.function.name }}:{{ tool | tojson }};{% endfor %}"
+    "{{ messages[0].content }}"
+)
 
 
 def with_template(tmp_path: Path, source: str) -> PromptTemplate:
