@@ -18,10 +18,20 @@ from inference_server.api.errors import envelope, error_response
 from inference_server.api.middleware.access import AccessMiddleware
 from inference_server.api.middleware.observation import ObservationMiddleware
 from inference_server.api.replica_load import replica_load
-from inference_server.api.routes import admin, health, metrics, model_events, models, ollama, tokenization
+from inference_server.api.routes import (
+    admin,
+    health,
+    messages,
+    metrics,
+    model_events,
+    models,
+    ollama,
+    tokenization,
+)
 from inference_server.api.routes.chat import chat_completions
 from inference_server.api.routes.completions import completions
 from inference_server.api.routes.embeddings import embeddings
+from inference_server.api.routes.responses import responses
 from inference_server.config.settings import Settings
 from inference_server.errors import HelixFlowError
 from inference_server.generation.services import Services
@@ -119,6 +129,9 @@ def _model_routes(prefix: str) -> list[Route]:
     return [
         Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
         Route(f"{prefix}/completions", completions, methods=["POST"]),
+        Route(f"{prefix}/responses", responses, methods=["POST"]),
+        Route(f"{prefix}/messages", messages.messages, methods=["POST"]),
+        Route(f"{prefix}/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route(f"{prefix}/embeddings", embeddings, methods=["POST"]),
         Route(f"{prefix}/models", models.list_models),
         Route(f"{prefix}/models/{{name:path}}", models.get_model),

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from starlette.types import Receive, Scope, Send
 
 from inference_server.api.disconnect import CancelOnDisconnect, ClientDisconnected
-from inference_server.api.errors import envelope, error_body
+from inference_server.api.errors import error_body
 from inference_server.api.schemas.answers import event
 from inference_server.api.status import WAITING, loading_status
-from inference_server.errors import HelixFlowError
+from inference_server.errors import HelixFlowError, InternalError
 from inference_server.worker.protocol import Progress
 
 DONE = b"data: [DONE]\n\n"
@@ -114,8 +114,11 @@ class EventStream:
         headers_after_s: float = HEADERS_AFTER_S,
         beat_s: float = BEAT_S,
         quiet_s: float = QUIET_S,
+        error_event: Callable[[HelixFlowError], bytes] = lambda error: event(error_body(error)),
     ) -> None:
+        """`error_event` tells of an error that ends the stream."""
         self._produce = produce
+        self._error_event = error_event
         self._headers_after_s = headers_after_s
         self._beat_s = beat_s
         self._quiet_s = quiet_s
@@ -145,11 +148,10 @@ class EventStream:
         except HelixFlowError as error:
             if not writer.is_started:
                 raise
-            await writer.write(event(error_body(error)))
+            await writer.write(self._error_event(error))
         except Exception:
             if not writer.is_started:
                 raise
             logger.exception("a stream failed")
-            body = envelope("an internal error ended the stream", "server_error", None, "internal_error")
-            await writer.write(event(body))
+            await writer.write(self._error_event(InternalError("an internal error ended the stream")))
         await writer.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -59,7 +58,9 @@ class FormatFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Raises:
             InvalidRequest: there are several, or `response_format` lacks its schema.
         """
-        found = [*_of_response_format(self.response_format), *_of_structured(self.structured_outputs)]
+        form = self.response_format
+        spec = None if form is None else grammar_of_format(form, "response_format")
+        found = [*([] if spec is None else [spec]), *_of_structured(self.structured_outputs)]
         found += _of_values(
             "guided_", json=self.guided_json, regex=self.guided_regex, choice=self.guided_choice,
             grammar=self.guided_grammar,
@@ -70,18 +71,20 @@ class FormatFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return found[0] if found else None
 
 
-def _of_response_format(wanted: ResponseFormat | None) -> Iterator[GrammarSpec]:
-    if wanted is None or wanted.type == "text":
-        return
+def grammar_of_format(wanted: ResponseFormat, param: str) -> GrammarSpec | None:
+    """The form that a format asks for; `param` is what errors call it.
+
+    Raises:
+        InvalidRequest: it lacks its schema.
+    """
     schema = wanted.json_schema
+    if wanted.type == "text":
+        return None
     if wanted.type == "json_object":
-        yield GrammarSpec("json_schema", _ANY_OBJECT, "response_format")
-    elif schema is None:
-        raise InvalidRequest(
-            "Missing required parameter: response_format.json_schema", param="response_format.json_schema"
-        )
-    else:
-        yield GrammarSpec("json_schema", _json(schema.schema), "response_format")
+        return GrammarSpec("json_schema", _ANY_OBJECT, param)
+    if schema is None:
+        raise InvalidRequest(f"Missing required parameter: {param}.json_schema", param=f"{param}.json_schema")
+    return GrammarSpec("json_schema", _json(schema.schema), param)
 
 
 def _of_structured(wanted: StructuredOutputs | None) -> list[GrammarSpec]:

@@ -1,0 +1,147 @@
+"""`/v1/messages` and `/v1/responses` over HTTP: order of events, errors in each one's own words, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from inference_server import errors
+from inference_server.config.catalog import ModelSpec
+from tests.api.server import Server
+
+MESSAGES = {"model": "demo", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
+RESPONSES = {"model": "demo", "input": "hi"}
+THINKING = b'<think>Hm.</think>\nWell.\n<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def spec(**fields: Any) -> ModelSpec:
+    return ModelSpec(name="demo", source="scripted", max_model_len=4096, **fields)
+
+
+def told(response: httpx.Response) -> list[dict[str, Any]]:
+    """The events of a stream, each named as its data says."""
+    found = []
+    for block in response.text.split("\n\n"):
+        if not block.startswith("event: "):
+            continue
+        name, data = block.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found
+
+
+def test_a_streamed_message_has_a_block_for_each_kind_of_content(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec(reasoning_parser="think"))
+        (await server.warm()).reply = THINKING
+        tools = [{"name": "f", "input_schema": PARAMETERS}]
+        body = {**MESSAGES, "max_tokens": 200, "tools": tools}
+        whole = (await server.client.post("/v1/messages", json=body)).json()
+        assert [block["type"] for block in whole["content"]] == ["thinking", "text", "tool_use"]
+        assert whole["content"][2]["input"] == {"a": 1}
+        assert whole["stop_reason"] == "tool_use"
+        events = told(await server.client.post("/v1/messages", json={**body, "stream": True}))
+        assert [event["type"] for event in events if event["type"] != "content_block_delta"] == [
+            "message_start",
+            *["content_block_start", "content_block_stop"] * 3,
+            "message_delta",
+            "message_stop",
+        ]
+        deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+        pieces: dict[str, str] = {}
+        for delta in deltas:
+            kind = delta.pop("type")
+            pieces[kind] = pieces.get(kind, "") + next(iter(delta.values()))
+        assert pieces == {"thinking_delta": "Hm.", "text_delta": "Well.", "input_json_delta": '{"a": 1}'}
+
+    asyncio.run(scenario())
+
+
+def test_a_streamed_response_has_an_item_for_each_kind_of_content(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec(reasoning_parser="think"))
+        (await server.warm()).reply = THINKING
+        body = {**RESPONSES, "tools": [{"type": "function", "name": "f", "parameters": PARAMETERS}]}
+        whole = (await server.client.post("/v1/responses", json=body)).json()
+        events = told(await server.client.post("/v1/responses", json={**body, "stream": True}))
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+        assert [item["type"] for item in done] == ["reasoning", "message", "function_call"]
+        assert [item["type"] for item in whole["output"]] == ["reasoning", "message", "function_call"]
+        assert done[2]["arguments"] == whole["output"][2]["arguments"] == '{"a": 1}'
+        final = events[-1]["response"]
+        assert (events[-1]["type"], final["status"]) == ("response.completed", "completed")
+        assert [item["id"] for item in final["output"]] == [item["id"] for item in done]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/messages", MESSAGES), ("/v1/responses", RESPONSES)])
+def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
+    tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        (await server.warm()).fail_after = (2, errors.WorkerDied("the process ended"))
+        events = told(await server.client.post(path, json={**body, "stream": True}))
+        assert events[-1]["type"] == "error"
+        assert "the process ended" in json.dumps(events[-1])
+        assert server.door.num_requests == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "kind"),
+    [
+        ({"model": "nobody"}, 404, "not_found_error"),
+        ({"max_tokens": None}, 400, "invalid_request_error"),
+        ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_request_error"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
+        ({"tool_choice": {"type": "tool", "name": "f"}}, 400, "invalid_request_error"),
+        ({"temperature": 1.5}, 400, "invalid_request_error"),
+        ({"frequency_penalty": 1}, 400, "invalid_request_error"),
+    ],
+)
+def test_errors_of_messages_are_in_anthropics_words(
+    tmp_path: Path, fields: dict[str, Any], status: int, kind: str
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        response = await server.client.post("/v1/messages", json={**MESSAGES, **fields})
+        assert response.status_code == status, response.text
+        body = response.json()
+        assert (body["type"], body["error"]["type"]) == ("error", kind)
+        assert body["error"]["message"]
+        assert int(response.headers["content-length"]) == len(response.content)
+
+    asyncio.run(scenario())
+
+
+def test_an_empty_answer_is_a_message_all_the_same(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        (await server.warm()).tokens = [259]
+        message = (await server.client.post("/v1/messages", json=MESSAGES)).json()
+        assert (message["content"], message["stop_reason"]) == ([], "end_turn")
+        events = told(await server.client.post("/v1/responses", json={**RESPONSES, "stream": True}))
+        assert events[-1]["response"]["output"][0]["type"] == "message"
+
+    asyncio.run(scenario())
+
+
+def test_tokens_are_counted_without_a_load(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        body = {"model": "demo", "messages": MESSAGES["messages"], "system": "s"}
+        counted = await server.client.post("/v1/messages/count_tokens", json=body)
+        assert counted.json() == {"input_tokens": len("<>system\ns>\n<user\nhi>\n<assistant\n") - 1}
+        assert server.launcher.workers == []
+
+    asyncio.run(scenario())
