@@ -59,7 +59,7 @@ def test_the_table_is_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("Title", {ExecutionPath("native", "int4", "bfloat16"): (quality, cost)})
     printed = capsys.readouterr().out
     assert "Title (512 positions)" in printed
-    assert "| int4 · native · bfloat16 | 0.750 | 0.12500 | 9.50 | 96 | 150.2 / 1234.0 |" in printed
+    assert "| int4 · native · bfloat16 | 0.750 | 0.12500 | 9.50 | 96 | 150 / 1234 |" in printed
 
 
 def test_the_text_is_long_enough() -> None:
