@@ -20,6 +20,7 @@ from inference_server.api.middleware.observation import ObservationMiddleware
 from inference_server.api.replica_load import replica_load
 from inference_server.api.routes import (
     admin,
+    document,
     health,
     messages,
     metrics,
@@ -111,6 +112,7 @@ def _routes() -> list[Route]:
         Route("/metrics", metrics.page),
         Route("/metrics/epp", metrics.endpoint_picker_page),
         Route("/version", health.version),
+        Route("/openapi.json", document.openapi),
         Route("/tokenize", tokenization.tokenize, methods=["POST"]),
         Route("/detokenize", tokenization.detokenize, methods=["POST"]),
         Route("/models", admin.list_lifecycle),

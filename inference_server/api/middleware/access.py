@@ -29,7 +29,7 @@ PUBLIC_PATHS = frozenset(
 )
 
 
-INFERENCE_PATHS = frozenset({"/version", "/api/ps", "/tokenize", "/detokenize"})
+INFERENCE_PATHS = frozenset({"/version", "/openapi.json", "/api/ps", "/tokenize", "/detokenize"})
 INFERENCE_PREFIXES = ("/v1/", "/api/v1/")
 _IS_ADMIN = "helixflow.is_admin"  # in the ASGI scope
 
