@@ -23,6 +23,8 @@ import uvloop
 from starlette.applications import Starlette
 
 from inference_server import __version__
+from inference_server.access.configured import configured_keys
+from inference_server.access.gate import Gate
 from inference_server.api.application import build_application
 from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
@@ -104,9 +106,23 @@ async def _run(
         load_times=LoadTimes(Path(settings.cache_dir) / LOAD_TIMES_FILE),
     )
     services = build_services(manager, settings, metrics)
-    reloader = Reloader(read, manager.reload)
+    gate = Gate(configured_keys(settings))
+
+    def read_all() -> Catalog:
+        catalog = read()
+        keys = configured_keys(settings)
+        loop.call_soon_threadsafe(gate.replace, keys)  # this runs in a thread
+        return catalog
+
+    loop = asyncio.get_running_loop()
+    reloader = Reloader(read_all, manager.reload)
     application = build_application(
-        settings=settings, manager=manager, services=services, metrics=metrics, reload=reloader.reload
+        settings=settings,
+        manager=manager,
+        services=services,
+        metrics=metrics,
+        reload=reloader.reload,
+        gate=gate,
     )
     http = _HttpServer(application, settings)
     stop = asyncio.Event()

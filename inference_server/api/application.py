@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from inference_server.access.gate import Gate
 from inference_server.api.context import ApiContext, Reload
 from inference_server.api.disconnect import ClientDisconnected
 from inference_server.api.errors import envelope, error_response
@@ -53,6 +54,7 @@ def build_application(
     services: Services,
     metrics: Metrics,
     reload: Reload,
+    gate: Gate,
     clock: Callable[[], float] = time.monotonic,
 ) -> Starlette:
     """The whole HTTP surface over the given objects. `clock` gives monotonic seconds."""
@@ -68,8 +70,7 @@ def build_application(
             Middleware(ObservationMiddleware, metrics=metrics, paths=paths, root_path=settings.root_path),
             Middleware(
                 AccessMiddleware,
-                api_key=settings.api_key,
-                inference_api_key=settings.inference_api_key,
+                gate=gate,
                 bound_host=settings.host,
                 root_path=settings.root_path,
             ),

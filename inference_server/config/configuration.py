@@ -131,7 +131,7 @@ def _server_values(section: Located) -> Mapping[str, object]:
 
 
 def _check_files(resolved: ResolvedSettings, folder: Path) -> None:
-    for name in ("ssl_keyfile", "ssl_certfile"):
+    for name in ("ssl_keyfile", "ssl_certfile", "api_key_file"):
         value = getattr(resolved.settings, name)
         if value is not None and not (folder / value).is_file():
             raise ConfigError(f"{resolved.origins[name]}: no such file: {value}", param=name)

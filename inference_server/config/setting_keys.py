@@ -68,6 +68,7 @@ _LISTENING = (
         "a second key that may ask models, but not load, unload or reload them",
         secret=True,
     ),
+    Key("api_key_file", _FILE, "YAML file of keys with scopes, limits and models (docs/security.md)"),
     Key("insecure_no_auth", _BOOL, "allow an address that other machines can reach without any API key"),
     Key("ssl_keyfile", _FILE, "TLS private key (PEM)"),
     Key("ssl_certfile", _FILE, "TLS certificate chain (PEM)"),

@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     api_key: str | None = None
     inference_api_key: str | None = None
+    api_key_file: str | None = None
     insecure_no_auth: bool = False
     root_path: str = ""
     ssl_keyfile: str | None = None
@@ -218,11 +219,14 @@ def _check_access(settings: Settings, origins: Mapping[str, str], problems: Prob
             "inference_api_key is of no use alone: without an API key everybody may do everything; "
             "set HELIXFLOW_API_KEY too",
         )
-    if settings.api_key is None and not settings.insecure_no_auth and not is_loopback(settings.host):
+    has_keys = settings.api_key is not None or settings.api_key_file is not None
+    if settings.api_key_file is not None and settings.insecure_no_auth:
+        problems.add(origins["insecure_no_auth"], "contradicts api_key_file; remove one of the two")
+    if not has_keys and not settings.insecure_no_auth and not is_loopback(settings.host):
         problems.add(
             origins["host"],
             f"refusing to listen on {settings.host} without an API key, where other machines can reach it; "
-            "set HELIXFLOW_API_KEY (or --api-key), or allow it with --insecure-no-auth",
+            "set HELIXFLOW_API_KEY (or --api-key, --api-key-file), or allow it with --insecure-no-auth",
         )
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
+from inference_server.access.gate import Caller
+from inference_server.config.kinds import shown
 from inference_server.config.settings import Settings
-from inference_server.errors import HelixFlowError, ShuttingDown
+from inference_server.errors import HelixFlowError, ShuttingDown, UnknownModel
 from inference_server.generation.admission import Admission
 from inference_server.generation.deadline import deadline
 from inference_server.generation.recorder import Clock, RequestRecorder
@@ -73,24 +75,35 @@ class Door:
         """Refuse new requests from now on."""
         self.draining.set()
 
-    def status(self, model: str) -> ModelStatus:
-        """The model by name or alias. Raises UnknownModel."""
-        return self._manager.status(model)
+    def status(self, model: str, caller: Caller | None = None) -> ModelStatus:
+        """The model by name or alias.
+
+        Raises:
+            UnknownModel: there is none, or none that this caller may ask.
+        """
+        status = self._manager.status(model)
+        if caller is not None and not caller.key.may_ask(status.name):
+            raise UnknownModel(f"The model {shown(model)} is none that this key may ask", param="model")
+        return status
 
     @asynccontextmanager
-    async def admitted(self, model: str, num_places: int, timeout_s: float | None) -> AsyncIterator[Visit]:
+    async def admitted(
+        self, model: str, num_places: int, timeout_s: float | None, caller: Caller | None = None
+    ) -> AsyncIterator[Visit]:
         """Hold places on a model (its configured name) for the length of the block, and record how it ends.
 
         `timeout_s` counts from now and can only shorten the server's.
 
         Raises:
             ShuttingDown, QueueFull: it is not taken now.
+            RateLimited, QuotaExceeded: the caller has used up what it may.
         """
         recorder = RequestRecorder(self._metrics, model, self._clock)
         limit_s = min(timeout_s or self._max_timeout_s, self._max_timeout_s)
         try:
             self._refuse_if_draining()
-            with self._admission.admitted(model, num_places):
+            asks = nullcontext() if caller is None else caller.admitted()
+            with asks, self._admission.admitted(model, num_places):
                 yield Visit(model, recorder, self._clock() + limit_s, limit_s)
             self._admission.observe(recorder.elapsed_s)
         except HelixFlowError as error:

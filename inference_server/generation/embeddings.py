@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from inference_server.access.gate import Caller
 from inference_server.checkpoints.sentence import SentenceConfig, read_sentence_config
 from inference_server.config.catalog import ModelSpec
 from inference_server.errors import ContextTooLong, InvalidRequest, UnsupportedParameter
@@ -38,6 +39,7 @@ class EmbeddingJob(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int | None = None
     timeout_s: float | None = None
     keep_alive_s: float | None = None
+    caller: Caller | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ class EmbeddingService:
             DeadlineExceeded: the time is up, in the queue or in the worker.
             WorkerDied, InternalError: a fault in this model.
         """
-        status = self._door.status(job.model)
+        status = self._door.status(job.model, job.caller)
         num_places = -(-len(job.inputs) // self._max_num_seqs)
-        async with self._door.admitted(status.name, num_places, job.timeout_s) as visit:
+        async with self._door.admitted(status.name, num_places, job.timeout_s, job.caller) as visit:
             return await self._run(job, status, visit)
 
     async def _run(self, job: EmbeddingJob, status: ModelStatus, visit: Visit) -> Embeddings:
@@ -86,6 +88,8 @@ class EmbeddingService:
             visit.recorder.prompt(num_tokens)
             request = EmbeddingRequest(request_id=job.request_id, inputs=inputs, dimensions=job.dimensions)
             vectors = await lease.worker.embed(request)
+        if job.caller is not None:
+            job.caller.spend(num_tokens)
         visit.recorder.embedded()
         return Embeddings(vectors, Usage(prompt_tokens=num_tokens, completion_tokens=0))
 

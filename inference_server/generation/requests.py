@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from inference_server.access.gate import Caller
 from inference_server.generation.scores import ScoredToken
 from inference_server.generation.tools import ToolUse
 from inference_server.types import FinishReason, GrammarSpec
@@ -79,7 +80,8 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     puts the prompt before each answer; with `echo_only` nothing comes after it. `include_stop`: what ended an
     answer is part of it. `timeout_s` is counted from the moment the service takes the request; it can only
     shorten the server's. `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as
-    its entry says. `tool_use` is how calls are found in the answers.
+    its entry says. `tool_use` is how calls are found in the answers, `caller`
+    whoever asks, if keys are asked for.
     """
 
     request_id: str
@@ -98,6 +100,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     keep_alive_s: float | None = None
     tool_use: ToolUse | None = None
+    caller: Caller | None = None
 
     @property
     def num_candidates(self) -> int:

@@ -120,10 +120,10 @@ class GenerationService:
             ModelLoadFailed, InsufficientMemory: the model cannot be had.
             DeadlineExceeded: the time is up, in the queue or inside the block.
         """
-        status = self._door.status(request.model)
+        status = self._door.status(request.model, request.caller)
         num_places = len(request.prompts) * request.num_candidates
         async with (
-            self._door.admitted(status.name, num_places, request.timeout_s) as visit,
+            self._door.admitted(status.name, num_places, request.timeout_s, request.caller) as visit,
             self._running(request, status, visit, on_progress) as generation,
         ):
             yield generation
@@ -142,7 +142,13 @@ class GenerationService:
                 check_task(lease.spec, lease.plan, "generate")
                 encoded = await self._encode(request, lease.spec, lease.plan)
             visit.recorder.leased()
-            yield _generation(request, lease, encoded, visit.recorder)
+            generation = _generation(request, lease, encoded, visit.recorder)
+            try:
+                yield generation
+            finally:
+                if request.caller is not None:
+                    usage = generation.usage
+                    request.caller.spend(usage.prompt_tokens + usage.completion_tokens)
 
     async def _encode(self, request: TextRequest, spec: ModelSpec, plan: ModelPlan) -> _Encoded:
         if request.sampling.grammar is not None:

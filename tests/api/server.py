@@ -14,6 +14,8 @@ import httpx
 from starlette.applications import Starlette
 from starlette.types import Message, Scope
 
+from inference_server.access.configured import configured_keys
+from inference_server.access.gate import Gate
 from inference_server.api.application import build_application
 from inference_server.config.catalog import Catalog
 from inference_server.model_manager.reload import Reloader
@@ -36,6 +38,7 @@ class Server(House):
             services=self.services,
             metrics=self.metrics,
             reload=Reloader(self.read_catalog, self.manager.reload).reload,
+            gate=Gate(configured_keys(self.settings)),
             clock=clock,
         )
         transport = httpx.ASGITransport(self.application, raise_app_exceptions=False)

@@ -4,13 +4,12 @@ and every route but those for inference needs one that may administer.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inference_server.access.gate import Caller, Gate
 from inference_server.api.errors import error_response
 from inference_server.api.middleware.path import route_path
 from inference_server.errors import Forbidden, HelixFlowError, Unauthenticated
@@ -31,32 +30,36 @@ PUBLIC_PATHS = frozenset(
 
 INFERENCE_PATHS = frozenset({"/version", "/openapi.json", "/api/ps", "/tokenize", "/detokenize"})
 INFERENCE_PREFIXES = ("/v1/", "/api/v1/")
-_IS_ADMIN = "helixflow.is_admin"  # in the ASGI scope
+COSTLY_PATHS = frozenset(  # what a model computes for
+    f"{prefix}{name}"
+    for prefix in INFERENCE_PREFIXES
+    for name in ("chat/completions", "completions", "responses", "messages", "embeddings")
+)
+_CALLER = "helixflow.caller"  # in the ASGI scope; absent where there are no keys
+
+
+def caller_of(scope: Scope) -> Caller | None:
+    """Whoever sent a request that was let through; None where there are no keys."""
+    found = scope.get(_CALLER)
+    return found if isinstance(found, Caller) else None
 
 
 def may_administer(scope: Scope) -> bool:
     """Whether the caller of a request that was let through may decide what is in memory."""
-    return bool(scope.get(_IS_ADMIN, False))
+    caller = caller_of(scope)
+    return caller is None or caller.key.may_administer
 
 
 class AccessMiddleware:
     """Checks Host (on loopback), Origin and the API key, in this order.
 
-    Without any key everybody who gets this far may do everything.
+    Without any key everybody who gets this far may do everything. What is left of a key's limits goes into
+    the headers of every answer.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        api_key: str | None,
-        inference_api_key: str | None = None,
-        bound_host: str,
-        root_path: str = "",
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, bound_host: str, root_path: str = "") -> None:
         self._app = app
-        self._admin = _digest(api_key.encode()) if api_key else None
-        self._inference = _digest(inference_api_key.encode()) if inference_api_key else None
+        self._gate = gate
         self._is_loopback = is_loopback(bound_host.strip("[]"))
         self._root_path = root_path
 
@@ -67,14 +70,18 @@ class AccessMiddleware:
             return
         try:
             path = route_path(scope["path"], self._root_path)
-            scope[_IS_ADMIN] = self._check(path, Headers(scope=scope))
+            caller = self._check(path, Headers(scope=scope))
         except HelixFlowError as error:
             await error_response(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        if caller is None:
+            await self._app(scope, receive, send)
+            return
+        scope[_CALLER] = caller
+        await self._app(scope, receive, _with_limits(send, caller))
 
-    def _check(self, path: str, headers: Headers) -> bool:
-        """Let the request through, and say whether its caller may administer."""
+    def _check(self, path: str, headers: Headers) -> Caller | None:
+        """Let the request through, and say whose it is; None where no key is asked for."""
         hosts = headers.getlist("host")
         if self._is_loopback and not (len(hosts) == 1 and is_loopback(_host_name(hosts[0]))):
             raise Forbidden("this server listens on loopback and answers only to that name (Host header)")
@@ -82,20 +89,31 @@ class AccessMiddleware:
             if hosts and origin in (f"http://{hosts[0]}", f"https://{hosts[0]}"):
                 continue
             raise Forbidden("requests from pages of another origin are refused")
-        if self._admin is None:
-            return True
-        return path not in PUBLIC_PATHS and self._check_key(path, headers)
+        if self._gate.is_open or path in PUBLIC_PATHS:
+            return None
+        return self._caller(path, headers)
 
-    def _check_key(self, path: str, headers: Headers) -> bool:
+    def _caller(self, path: str, headers: Headers) -> Caller:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         offered = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(offered.encode("latin-1"))  # as its bytes were
-        is_admin, is_inference = _equal(digest, self._admin), _equal(digest, self._inference)
-        if not (is_admin or is_inference):
+        caller = self._gate.caller(offered.encode("latin-1"))  # as its bytes were
+        if caller is None:
             raise Unauthenticated("a valid API key is needed: send 'Authorization: Bearer <key>'")
-        if not is_admin and not (path in INFERENCE_PATHS or path.startswith(INFERENCE_PREFIXES)):
-            raise Forbidden("this key is for inference only; this route needs the server's main API key")
-        return is_admin
+        is_inference = path in INFERENCE_PATHS or path.startswith(INFERENCE_PREFIXES)
+        if not is_inference and not caller.key.may_administer:
+            raise Forbidden("this key is for inference only; this route needs one that may administer")
+        if path in COSTLY_PATHS and "inference" not in caller.key.scopes:
+            raise Forbidden("this key may administer only; this route needs one for inference")
+        return caller
+
+
+def _with_limits(send: Send, caller: Caller) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *caller.headers()]}
+        await send(message)
+
+    return sending
 
 
 def is_loopback(host: str) -> bool:
@@ -113,12 +131,3 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
-
-
-def _equal(digest: bytes, known: bytes | None) -> bool:
-    """In constant time."""
-    return known is not None and hmac.compare_digest(digest, known)
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

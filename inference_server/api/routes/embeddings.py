@@ -9,6 +9,7 @@ from starlette.responses import Response
 from inference_server.api.body import read_json
 from inference_server.api.context import context_of, keep_alive_of, new_id, timeout_of
 from inference_server.api.disconnect import CancelOnDisconnect
+from inference_server.api.middleware.access import caller_of
 from inference_server.api.schemas.embeddings import EmbeddingsRequest, embeddings_answer
 
 _DECODER = msgspec.json.Decoder(EmbeddingsRequest)
@@ -22,6 +23,7 @@ async def embeddings(request: Request) -> Response:
         body.job(new_id("embd")),
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
+        caller=caller_of(request.scope),
     )
     async with CancelOnDisconnect(request.receive):
         answer = await context.embeddings.embed(job)

@@ -15,6 +15,7 @@ from inference_server.api.body import read_json
 from inference_server.api.context import context_of, frame_of, keep_alive_of, new_id, timeout_of
 from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.errors import error_response
+from inference_server.api.middleware.access import caller_of
 from inference_server.api.schemas.anthropic import CountTokensRequest, MessagesRequest
 from inference_server.api.schemas.anthropic_answers import (
     MessageEvents,
@@ -59,6 +60,7 @@ async def messages(request: Request) -> Response | ASGIApp:
         body.text_request(new_id("msg").replace("-", "_")),
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
+        caller=caller_of(request.scope),
     )
     if body.stream:
         return EventStream(lambda writer: _stream(context.service, wanted, writer), error_event=error_event)
@@ -71,6 +73,7 @@ async def count_tokens(request: Request) -> Response:
     """How many tokens the prompt of such a message has; the model is not loaded for it."""
     context = context_of(request)
     body = await read_json(request, _COUNT, context.settings.max_body_bytes)
+    context.door.status(body.model, caller_of(request.scope))
     async with CancelOnDisconnect(request.receive):
         tokens = await context.tokenization.encode(
             body.model, body.prompt(), timeout_of(request, None), with_spellings=False

@@ -1,0 +1,113 @@
+"""Keys with scopes, limits and models over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.api.server import CHAT, Server
+from tests.generation.fakes import until
+
+KEYS = """
+keys:
+- {name: alice, key: alice-0123456789abc, requests_per_minute: 2, models: [demo]}
+- {name: bob, key: bob-0123456789abcde, tokens_per_minute: 20}
+- {name: carol, key: carol-0123456789abc, max_concurrency: 1}
+- {name: root, key: root-0123456789abcd, scopes: [admin]}
+"""
+SECRETS = {
+    "alice": "alice-0123456789abc",
+    "bob": "bob-0123456789abcde",
+    "carol": "carol-0123456789abc",
+    "root": "root-0123456789abcd",
+}
+
+
+def server_of(tmp_path: Path) -> Server:
+    path = tmp_path / "keys.yaml"
+    path.write_text(KEYS, encoding="utf-8")
+    return Server(tmp_path, api_key_file=str(path))
+
+
+async def ask(server: Server, who: str, path: str = "/v1/chat/completions", **fields: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {SECRETS[who]}"}
+    return await server.client.post(path, json={**CHAT, **fields}, headers=headers)
+
+
+async def get(server: Server, who: str, path: str) -> httpx.Response:
+    return await server.client.get(path, headers={"x-api-key": SECRETS[who]})
+
+
+def test_requests_a_minute_end_in_a_429_with_headers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        first = await ask(server, "alice")
+        assert first.status_code == 200
+        assert first.headers["x-ratelimit-limit-requests"] == "2"
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        await ask(server, "alice")
+        refused = await ask(server, "alice")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert (await ask(server, "bob")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_tokens_a_minute_count_prompts_and_answers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        assert (await ask(server, "bob")).status_code == 200
+        refused = await ask(server, "bob")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "quota_exceeded")
+        assert (await ask(server, "bob", "/v1/embeddings", model="embedder")).status_code == 400
+
+    asyncio.run(scenario())
+
+
+def test_requests_at_once_are_limited_per_key(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        (await server.warm()).gate = asyncio.Semaphore(0)
+        running = asyncio.create_task(ask(server, "carol"))
+        await until(lambda: server.worker.open)
+        assert (await ask(server, "carol")).status_code == 429
+        server.worker.gate.release()  # type: ignore[union-attr]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        server.worker.gate = None
+        assert (await ask(server, "carol")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_key_sees_and_asks_its_own_models_only(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        listed = {model["id"] for model in (await get(server, "alice", "/v1/models")).json()["data"]}
+        assert listed == {"demo", "gpt-3.5-turbo"}
+        assert len((await get(server, "bob", "/v1/models")).json()["data"]) > 2
+        for path in ("/v1/models/other", "/v1/models/nobody"):
+            assert (await get(server, "alice", path)).status_code == 404
+        assert (await ask(server, "alice", model="other")).status_code == 404
+        assert (await ask(server, "alice", model="gpt-3.5-turbo")).status_code == 200
+        tokenized = await server.client.post(
+            "/tokenize", json={"model": "other", "prompt": "x"}, headers={"x-api-key": SECRETS["alice"]}
+        )
+        assert tokenized.status_code == 404
+
+    asyncio.run(scenario())
+
+
+def test_scopes_divide_administration_from_inference(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        assert (await get(server, "root", "/models")).status_code == 200
+        assert (await get(server, "alice", "/models")).status_code == 403
+        assert (await ask(server, "root")).status_code == 403
+        assert (await server.client.post("/v1/chat/completions", json=CHAT)).status_code == 401
+
+    asyncio.run(scenario())
