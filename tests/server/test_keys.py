@@ -1,4 +1,4 @@
-"""A key file on a real server: keys open it, the file is read again on a reload, and a broken one changes nothing."""
+"""A key file on a real server: it opens, is read again on a reload, and changes nothing when it is broken."""
 
 from __future__ import annotations
 
