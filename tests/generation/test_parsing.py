@@ -69,6 +69,22 @@ CASES: list[tuple[Callable[[], AnswerParser], str, list[Event]]] = [
         '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',
         [Content('<tool_call>{"name": "rm", "arguments": {}}</tool_call>')],
     ),
+    (
+        hermes,
+        '<tool_call>{"name": "add", "arguments": {"a": "\\ud800"}}</tool_call>',
+        [CallBegin(0, "add"), CallArguments(0, '{"a": "\ufffd"}')],
+    ),
+    (
+        hermes,
+        '<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>',
+        [Content('<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>')],
+    ),
+    (
+        hermes,
+        '<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>',
+        [Content('<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>')],
+    ),
+    (hermes, '<tool_call>{"name": []}</tool_call>', [Content('<tool_call>{"name": []}</tool_call>')]),
     (hermes, "a <tool_ca b", [Content("a <tool_ca b")]),
     (think, "<think>\nHm.\n</think>\n\nYes.", [Reasoning("Hm."), Content("Yes.")]),
     (think, "Yes. <think>no</think>", [Content("Yes. <think>no</think>")]),

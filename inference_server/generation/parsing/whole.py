@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
+from inference_server.generation.json_text import parse_json
 from inference_server.generation.parsing.events import Content, Event, partial_end
 from inference_server.generation.parsing.json_calls import Call, call_of, calls_of, events_of
 
@@ -85,8 +85,8 @@ def _named_calls(text: str, names: frozenset[str]) -> list[Call] | None:
         if match is None:
             return None
         try:
-            arguments = json.loads(part[match.end() :])
-        except (ValueError, RecursionError):
+            arguments = parse_json(part[match.end() :])
+        except ValueError:
             return None
         call = call_of({"name": match[1], "arguments": arguments}, names)
         if call is None:
