@@ -81,8 +81,9 @@ def _moved(schema: Mapping[str, Any], place: str) -> Any:
 
     def moved(inner: dict[str, Any]) -> dict[str, Any]:
         target = inner.get("$ref")
-        is_own = isinstance(target, str) and target.startswith("#")
-        return {**inner, "$ref": place + target[1:]} if is_own else inner
+        if not isinstance(target, str) or not target.startswith("#"):
+            return inner
+        return {**inner, "$ref": place + target[1:]}
 
     return map_schemas(schema, moved)
 
