@@ -85,6 +85,13 @@ CASES: list[tuple[Callable[[], AnswerParser], str, list[Event]]] = [
         [Content('<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>')],
     ),
     (hermes, '<tool_call>{"name": []}</tool_call>', [Content('<tool_call>{"name": []}</tool_call>')]),
+    (
+        hermes,
+        f"<tool_call>{ADD}</tool_call>\n It is  done. \n",
+        [*ADDED, Content("It is  done.")],
+    ),
+    (lambda: MistralParser(NAMES), " [TOOL_CALLS] what", [Content(" [TOOL_CALLS] what")]),
+    (lambda: MistralParser(NAMES), f" [TOOL_CALLS] [{ADD}]", ADDED),
     (hermes, "a <tool_ca b", [Content("a <tool_ca b")]),
     (think, "<think>\nHm.\n</think>\n\nYes.", [Reasoning("Hm."), Content("Yes.")]),
     (think, "Yes. <think>no</think>", [Content("Yes. <think>no</think>")]),
