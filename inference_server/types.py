@@ -83,7 +83,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence to generate, as the server hands it to a worker.
 
-    `cache_salt` separates tenants in the prefix cache. Lower `priority` values run first (vLLM's order).
+    `cache_salt` separates tenants in the prefix cache. Lower `priority` values run first (vLLM's order),
+    among those of one `tenant`; tenants share a model fairly.
     """
 
     request_id: str
@@ -91,6 +92,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     sampling: SamplingParams
     cache_salt: str = ""
     priority: int = 0
+    tenant: str = ""
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -13,16 +13,24 @@ from inference_server.access.limits import KeyLimiter
 class Caller:
     """Whoever sent one request: a key and its limits."""
 
-    __slots__ = ("_clock", "_limiter")
+    __slots__ = ("_clock", "_is_one_of_several", "_limiter")
 
-    def __init__(self, limiter: KeyLimiter, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, limiter: KeyLimiter, clock: Callable[[], float], *, is_one_of_several: bool = False
+    ) -> None:
         self._limiter = limiter
         self._clock = clock
+        self._is_one_of_several = is_one_of_several
 
     @property
     def key(self) -> Key:
         """What it may do."""
         return self._limiter.key
+
+    @property
+    def tenant(self) -> str:
+        """Who shares queues and caches with others, by the key's name; "" if there is no other key."""
+        return self.key.name if self._is_one_of_several else ""
 
     def admitted(self) -> AbstractContextManager[None]:
         """Count a request for the length of a block. Raises RateLimited, QuotaExceeded."""
@@ -66,4 +74,6 @@ class Gate:
     def caller(self, offered: bytes) -> Caller | None:
         """Whose key this is; None if it is nobody's."""
         key = self._ring.find(offered)
-        return None if key is None else Caller(self._limiters[key.name], self._clock)
+        if key is None:
+            return None
+        return Caller(self._limiters[key.name], self._clock, is_one_of_several=len(self._ring) > 1)

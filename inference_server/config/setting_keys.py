@@ -102,6 +102,8 @@ _BATCHING = (
     Key("max_num_batched_tokens", kinds.integer(1, 1048576), "tokens in one step, per model"),
     Key("max_num_queued_reqs", kinds.integer(0, 1048576), "waiting requests per model; more get a 429"),
     Key("max_queued_total", kinds.integer(0, 1048576), "waiting requests in all; more get a 429"),
+    Key("max_queued_tokens", kinds.integer(1, 2**40), "waiting prompts' tokens per model; more get a 429"),
+    Key("max_queued_tokens_total", kinds.integer(1, 2**40), "waiting prompts' tokens in all; more get a 429"),
     Key("enable_prefix_caching", _BOOL, "reuse the KV cache of prompts that begin alike"),
     Key(
         "prefill_slowdown",

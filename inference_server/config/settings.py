@@ -63,6 +63,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 512
     max_num_queued_reqs: int = 128
     max_queued_total: int = 512
+    max_queued_tokens: int = 1_048_576
+    max_queued_tokens_total: int = 4_194_304
     enable_prefix_caching: bool = True
     prefill_slowdown: float = 2.5
     gpu_memory_utilization: float | None = None

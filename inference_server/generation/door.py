@@ -17,7 +17,7 @@ from inference_server.access.gate import Caller
 from inference_server.config.kinds import shown
 from inference_server.config.settings import Settings
 from inference_server.errors import HelixFlowError, ShuttingDown, UnknownModel
-from inference_server.generation.admission import Admission
+from inference_server.generation.admission import Admission, Place, QueueLimits
 from inference_server.generation.deadline import deadline
 from inference_server.generation.recorder import Clock, RequestRecorder
 from inference_server.model_manager.lease import Lease
@@ -33,6 +33,7 @@ class Visit:
 
     model: str  # as configured
     recorder: RequestRecorder
+    place: Place
     deadline_s: float
     timeout_s: float
 
@@ -51,9 +52,13 @@ class Door:
         self._clock = clock
         self._max_timeout_s = settings.request_timeout
         self._admission = Admission(
-            max_running=settings.max_num_seqs,
-            max_queued=settings.max_num_queued_reqs,
-            max_queued_total=settings.max_queued_total,
+            QueueLimits(
+                max_running=settings.max_num_seqs,
+                max_queued=settings.max_num_queued_reqs,
+                max_queued_total=settings.max_queued_total,
+                max_queued_tokens=settings.max_queued_tokens,
+                max_queued_tokens_total=settings.max_queued_tokens_total,
+            )
         )
         self.draining = asyncio.Event()  # set when new requests are refused
 
@@ -103,8 +108,10 @@ class Door:
         try:
             self._refuse_if_draining()
             asks = nullcontext() if caller is None else caller.admitted()
-            with asks, self._admission.admitted(model, num_places):
-                yield Visit(model, recorder, self._clock() + limit_s, limit_s)
+            tenant = "" if caller is None else caller.tenant
+            with asks, self._admission.admitted(model, num_places, tenant) as place:
+                recorder.when_decoding(place.release_tokens)
+                yield Visit(model, recorder, place, self._clock() + limit_s, limit_s)
             self._admission.observe(recorder.elapsed_s)
         except HelixFlowError as error:
             recorder.refused(error.code)

@@ -23,11 +23,16 @@ class RequestRecorder:
         self._clock = clock
         self._arrived_s = clock()
         self._stage = "queue"
+        self._when_decoding: Callable[[], None] | None = None
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the request arrived."""
         return self._clock() - self._arrived_s
+
+    def when_decoding(self, callback: Callable[[], None]) -> None:
+        """Call this when the first token of the first answer has come."""
+        self._when_decoding = callback
 
     def leased(self) -> None:
         """The model is there, and its worker gets the request."""
@@ -57,6 +62,8 @@ class RequestRecorder:
 
     def _decoding(self) -> None:
         self._stage = "decode"
+        if self._when_decoding is not None:
+            self._when_decoding()
 
 
 class AnswerRecorder:

@@ -103,6 +103,16 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     caller: Caller | None = None
 
     @property
+    def tenant(self) -> str:
+        """Whose share of a model this takes; "" where nobody shares it."""
+        return "" if self.caller is None else self.caller.tenant
+
+    @property
+    def tenants_salt(self) -> str:
+        """For the prefix cache: no tenant learns from it what another has asked."""
+        return f"{self.tenant}\0{self.cache_salt}" if self.tenant else self.cache_salt
+
+    @property
     def num_candidates(self) -> int:
         """Answers to generate per prompt."""
         return max(self.num_answers, self.best_of or 1)

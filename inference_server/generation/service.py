@@ -96,6 +96,11 @@ class _Encoded:
     template: PromptTemplate
     prompts: tuple[tuple[Prompt, tuple[int, ...], SamplingParams], ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(len(token_ids) for _, token_ids, _ in self.prompts)
+
 
 class GenerationService:
     """Generates text for the API."""
@@ -136,11 +141,13 @@ class GenerationService:
         plan = status.plan
         check_task(status.spec, plan, "generate")
         encoded = None if plan is None else await self._encode(request, status.spec, plan)
+        visit.place.hold_tokens(0 if encoded is None else encoded.num_tokens)
         leasing = self._door.leased(visit, keep_alive_s=request.keep_alive_s, on_progress=on_progress)
         async with leasing as lease:
             if encoded is None or lease.plan is not plan:
                 check_task(lease.spec, lease.plan, "generate")
                 encoded = await self._encode(request, lease.spec, lease.plan)
+                visit.place.hold_tokens(encoded.num_tokens)
             visit.recorder.leased()
             generation = _generation(request, lease, encoded, visit.recorder)
             try:
@@ -186,8 +193,9 @@ def _generation(
                 request_id=f"{request.request_id}-{len(answers)}",
                 prompt_token_ids=token_ids,
                 sampling=candidate_sampling(sampling, candidate),
-                cache_salt=request.cache_salt,
+                cache_salt=request.tenants_salt,
                 priority=request.priority,
+                tenant=request.tenant,
             )
             answers.append(
                 Answer(

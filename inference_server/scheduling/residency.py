@@ -9,8 +9,9 @@ from __future__ import annotations
 from inference_server.errors import InternalError
 from inference_server.scheduling.block_pool import BlockPool
 from inference_server.scheduling.configuration import SchedulerConfig
+from inference_server.scheduling.fair_queue import FairQueue
 from inference_server.scheduling.prefix_cache import PrefixCache
-from inference_server.scheduling.ranking import RankedSequences
+from inference_server.scheduling.ranking import RankedSequences, by_seniority
 from inference_server.scheduling.sequence import Sequence, SequenceStatus
 from inference_server.types import FinishReason
 
@@ -25,14 +26,15 @@ class Residency:
             self.pool, block_size=config.block_size, enabled=config.enable_prefix_caching
         )
         self.sequences: dict[str, Sequence] = {}  # all unfinished ones, by request id
-        self.running = RankedSequences()
-        self.waiting = RankedSequences()
+        self.running = RankedSequences(by_seniority)
+        self.waiting = FairQueue()
         self.leaving: set[Sequence] = set()  # finished, and their blocks are written to by a step in flight
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait."""
         self.sequences[sequence.request_id] = sequence
+        self.waiting.join(sequence)
         self.waiting.add(sequence)
 
     def admit(self, sequence: Sequence, cached: list[int]) -> bool:
@@ -53,13 +55,14 @@ class Residency:
         self.cache.announce(sequence)
         if is_first:
             self.cache.count(sequence)
+            self.waiting.charge_prompt(sequence, sequence.num_tokens - sequence.num_computed_tokens)
         return True
 
     def grow(self, sequence: Sequence, preempted: list[str]) -> bool:
         """Add the block for its newest token; False if there is none for it in this step.
 
         Then it has been preempted itself, or blocks come free with the commit of the step in flight: those of
-        sequences that have ended, or of the last in rank, which can be preempted after it.
+        sequences that have ended, or of the most junior, which can be preempted after it.
         """
         while self.pool.num_free == 0:
             victim = self.running[-1]
@@ -91,6 +94,7 @@ class Residency:
         """An unfinished sequence ends."""
         del self.sequences[sequence.request_id]
         (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(sequence)
+        self.waiting.leave(sequence)
         sequence.finish(reason)
         self.cache.withdraw(sequence)
         self.release(sequence)

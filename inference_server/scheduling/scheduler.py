@@ -4,13 +4,15 @@ Owner of all sequences and, through `residency.py`, of their blocks; used by the
 knows no tensors, no clock and no text. There is no prefill and no decode phase: every sequence's
 `num_computed_tokens` runs after its `num_tokens`, and each step hands out a token budget.
 
-- Running sequences come first, in rank order (priority, then arrival). Each gets at least one token per step.
-- Then waiting ones are admitted in rank order, so that a large one is never overtaken for good. Only those
-  are passed over whose beginning a running sequence is computing just now.
+- Running sequences come first, the senior ones (priority, then arrival) before others. Each gets at least one
+  token per step.
+- Then waiting ones are admitted by turns of their tenants (`fair_queue.py`) and each tenant's in rank order,
+  so that a large one is never overtaken for good. Only those are passed over whose beginning a running
+  sequence is computing just now.
 - An admission takes blocks for *all* tokens that the sequence has, and leaves one free block for each running
   sequence. With less, a long prompt would be thrown out half computed, and admitted again, and so on.
-- When a running sequence needs a block and none is free, the last in rank is preempted: it gives up its
-  blocks, waits at its old rank, and is computed again. The first in rank therefore always advances; as `add`
+- When a running sequence needs a block and none is free, the most junior is preempted: it gives up its
+  blocks, waits at its old rank, and is computed again. The most senior therefore always advances; as `add`
   refuses whatever could not finish alone in the whole pool, everything admitted comes to its end.
 - `schedule` may be called with one step in flight. What that step will sample is then an input that is
   carried on the device. Whoever is in a step in flight is neither preempted nor freed before its commit; what
@@ -229,7 +231,7 @@ class Scheduler:
             )
 
     def _schedule_running(self, plan: _Plan) -> bool:
-        """Give the running sequences tokens, in rank order; False if one found no block.
+        """Give the running sequences tokens, senior ones first; False if one found no block.
 
         There is a token for each: a sequence is admitted only into budget that all earlier ones leave over.
         """
@@ -262,14 +264,17 @@ class Scheduler:
         return True
 
     def _schedule_waiting(self, plan: _Plan) -> None:
-        """Admit the first in rank for as long as slots, blocks and budget last."""
+        """Admit whose turn it is for as long as slots, blocks and budget last."""
         running, waiting = self._residency.running, self._residency.waiting
-        index = 0
-        while index < len(waiting) and plan.budget > 0 and len(running) < self._max_running:
-            sequence = waiting[index]
+        passed_over: dict[str, int] = {}
+        while plan.budget > 0 and len(running) < self._max_running:
+            sequence = waiting.next(passed_over)
+            if sequence is None:
+                break
             cached = self._residency.cache.match(sequence)
             if cached is None:
-                index += 1
+                tenant = sequence.request.tenant
+                passed_over[tenant] = passed_over.get(tenant, 0) + 1
                 continue
             num_missing = sequence.num_tokens - len(cached) * self._block_size
             is_paced = self._pacer.is_on and num_missing > self._config.long_prompt_tokens
@@ -403,6 +408,7 @@ class Scheduler:
             if reason is not None:
                 break
         sequence.num_awaited_tokens -= 1 + len(item.draft_token_ids)
+        self._residency.waiting.charge_answer(sequence, num_taken)
         self._residency.advance(sequence, item.sample_position + num_taken - 1)
         if item.draft_token_ids:
             sequence.num_scheduled_tokens = sequence.num_computed_tokens  # what follows a wrong one is void

@@ -70,6 +70,7 @@ class Sequence:
         "request",
         "request_id",
         "sampling",
+        "seniority",
         "status",
         "token_ids",
         "was_admitted",
@@ -88,7 +89,9 @@ class Sequence:
         self.request_id: str = request.request_id
         self.sampling: SamplingParams = request.sampling
         self.arrival = arrival
-        self.rank = (request.priority, arrival)  # lower goes first
+        self.rank = (request.priority, arrival)  # lower starts first, among those of its tenant
+        # Lower keeps its blocks longer. A tenant's priorities say nothing about other tenants.
+        self.seniority = (0 if request.tenant else request.priority, arrival)
         self.max_num_tokens = max_num_tokens
         self.token_ids: list[int] = list(request.prompt_token_ids)  # prompt and output
         self.output_token_ids: list[int] = []

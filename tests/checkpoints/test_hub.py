@@ -95,7 +95,9 @@ def test_an_unreachable_hub_falls_back_to_the_cache(hub_cache: Path, monkeypatch
         get("org/other")
 
 
-def test_files_of_one_commit_are_fetched_once(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_14_files_of_one_commit_are_fetched_once(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [
         SimpleNamespace(rfilename=name, size=8) for name in ("model.safetensors", "config.json", "a.bin")
     ]

@@ -353,6 +353,7 @@ def make_request(
     stop_token_ids: tuple[int, ...] = (),
     salt: str = "",
     priority: int = 0,
+    tenant: str = "",
     grammar: GrammarSpec | None = None,
 ) -> GenerationRequest:
     """A request."""
@@ -365,4 +366,5 @@ def make_request(
         sampling=sampling,
         cache_salt=salt,
         priority=priority,
+        tenant=tenant,
     )

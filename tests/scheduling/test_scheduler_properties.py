@@ -41,6 +41,7 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
 
 
 lengths = st.sampled_from([1, 2, 3, 8])
+tenants = ["", "", "a", "b"]
 ANY_TEXT = GrammarSpec("regex", ".*", "guided_regex")
 
 
@@ -89,6 +90,7 @@ def stories(draw: st.DrawFn) -> Story:
             stop_token_ids=draw(st.sampled_from([(), (), (), (3, 4)])),
             salt=draw(st.sampled_from(["", "", "tenant"])),
             priority=draw(st.sampled_from([0, 0, 0, -1, 1])),
+            tenant=draw(st.sampled_from(tenants)),
             grammar=draw(st.sampled_from([None, None, ANY_TEXT])),
         )
         step = draw(st.just(0) | st.integers(0, 20))
@@ -130,6 +132,7 @@ def busy_story(seed: int) -> Story:
             ignore_eos=rng.random() < 0.8,
             salt=rng.choice(["", "", "tenant"]),
             priority=rng.choice([0, 0, 0, -1, 1]),
+            tenant=rng.choice(tenants),
         )
         step = rng.randint(0, 20)
         abort_step = step + rng.randint(0, 30) if rng.random() < 0.2 else None
