@@ -20,18 +20,32 @@ from inference_server.telemetry.buckets import (
 )
 from inference_server.telemetry.families import Families
 from inference_server.telemetry.lifecycle import LifecycleMetrics
+from inference_server.telemetry.outcomes import Outcome
+from inference_server.telemetry.server import ServerMetrics
 from inference_server.types import EngineStats, FinishReason
 
 WITHOUT_WORKER = ("unloaded", "failed")  # the states in which no process holds the model
 ENDINGS = (FinishReason.STOP, FinishReason.LENGTH)
+# What an operator is woken by or looks for; other reasons get a series when they first happen.
+REASONS = (
+    "queue_full",
+    "model_load_failed",
+    "model_loading",
+    "insufficient_memory",
+    "deadline_exceeded",
+    "worker_died",
+    "internal_error",
+)
+STAGES = ("queue", "prefill", "decode")
 
 
-class Metrics(LifecycleMetrics):
+class Metrics(LifecycleMetrics, ServerMetrics):
     """All metrics of one server. It also is the model manager's observer."""
 
     def __init__(self, models: Iterable[str] = ()) -> None:
         self._families = Families()
         LifecycleMetrics.__init__(self, self._families)
+        ServerMetrics.__init__(self, self._families)
         self._totals: dict[str, EngineStats] = {}  # last seen counters per model, of the current worker
         self._series: dict[str, ModelSeries] = {}  # of every model there is
         self._declare_serving()
@@ -90,15 +104,9 @@ class Metrics(LifecycleMetrics):
         self.cancelled = families.counter(
             "helixflow_requests_cancelled", "Requests whose client left", "model", "stage"
         )
-        self.http_duration = families.histogram(
-            "api_request_duration_seconds",
-            "HTTP request duration",
-            HTTP_BUCKETS,
-            "method",
-            "endpoint",
-            "status",
+        self.requests = families.counter(
+            "helixflow_requests", "Requests by how they ended", "model", "outcome"
         )
-        self.connections = families.gauge("active_connections", "HTTP requests in progress")
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return self._families.gauge(name, text, "model_name")
@@ -126,6 +134,10 @@ class Metrics(LifecycleMetrics):
         LifecycleMetrics.touch(self, model)
         for gauge in (self.running, self.waiting, self.kv_usage):
             gauge.labels(model)
+        for reason in REASONS:
+            self.rejected.labels(model, reason)
+        for stage in STAGES:
+            self.cancelled.labels(model, stage)
         self.of(model)
 
     # ------------------------------------------------------------ the moment, at each scrape
@@ -189,10 +201,15 @@ class ModelSeries:
         self.ttft = metrics.ttft.labels(model)
         self.prefill_time = metrics.prefill_time.labels(model)
         self.itl = metrics.itl.labels(model)
+        self._outcomes = {outcome: metrics.requests.labels(model, outcome.value) for outcome in Outcome}
         self._success = {reason: metrics.success.labels(model, reason.value) for reason in ENDINGS}
         self._e2e = metrics.e2e.labels(model)
         self._decode_time = metrics.decode_time.labels(model)
         self._tpot = metrics.tpot.labels(model)
+
+    def ended(self, outcome: Outcome) -> None:
+        """A request has ended, whatever it asked for."""
+        self._outcomes[outcome].inc()
 
     def embedded(self, e2e_s: float) -> None:
         """A request for embeddings is complete."""
