@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from inference_server.errors import HelixFlowError, InternalError
-from inference_server.telemetry.metrics import Metrics, ModelSeries
+from inference_server.telemetry.metrics import Metrics
 from inference_server.telemetry.outcomes import Outcome, outcome_of
+from inference_server.telemetry.series import ModelSeries
 from inference_server.types import FinishReason
 
 Clock = Callable[[], float]
