@@ -6,6 +6,8 @@ Scripted models, three of which share the room of two.
 from __future__ import annotations
 
 import contextlib
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ models:
   broken: {source: 'scripted:?load_error=failed'}
   embedder: {source: 'scripted:', task: embed}
 """
+CANCELLED = r'helixflow_requests_total{{model="{model}",outcome="cancelled"}} [1-9]'
 FLAGS = ("--min-residency", "0", "--max-num-seqs", "4", "--max-num-queued-reqs", "1")
 
 
@@ -64,3 +67,7 @@ def leave_early(server: RunningServer, model: str) -> None:
     url = f"{server.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=body, timeout=30) as response:
         next(response.iter_lines())
+    deadline_s = time.monotonic() + 10
+    while re.search(CANCELLED.format(model=model), server.client.get("/metrics").text) is None:
+        assert time.monotonic() < deadline_s, "the client left, and nobody noticed"
+        time.sleep(0.02)
