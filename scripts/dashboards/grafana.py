@@ -26,7 +26,7 @@ class Query:
 class Panel:
     """A panel. `unit` is one of Grafana's; `note` says what to read in it.
 
-    `width` and `height` are in its grid. `options` and `defaults` go into the panel and its field configuration.
+    `width` and `height` are in its grid; the rest goes into the panel and its field configuration as it is.
     """
 
     title: str
@@ -38,6 +38,7 @@ class Panel:
     height: int = 8
     options: Json = field(default_factory=dict)
     defaults: Json = field(default_factory=dict)
+    overrides: Sequence[Json] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,22 @@ class Row:
     panels: Sequence[Panel]
 
 
-def lines(title: str, note: str, unit: str, *queries: Query, width: int = 8, stacked: bool = False) -> Panel:
-    """Lines over time."""
-    custom: Json = {"fillOpacity": 10, "showPoints": "never"}
+def lines(
+    title: str,
+    note: str,
+    unit: str,
+    *queries: Query,
+    width: int = 8,
+    stacked: bool = False,
+    limit: str | None = None,
+) -> Panel:
+    """Lines over time; the one called `limit` stands alone above the others."""
+    custom: Json = {"fillOpacity": 10, "showPoints": "never", "axisSoftMin": 0}
     if stacked:
         custom |= {"fillOpacity": 40, "stacking": {"mode": "normal"}}
     options: Json = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
-    return Panel(title, note, "timeseries", unit, queries, width, 8, options, {"custom": custom, "min": 0})
+    overrides = [_alone(limit)] if limit else []
+    return Panel(title, note, "timeseries", unit, queries, width, 8, options, {"custom": custom}, overrides)
 
 
 def number(title: str, note: str, unit: str, expr: str, **defaults: object) -> Panel:
@@ -64,7 +74,7 @@ def number(title: str, note: str, unit: str, expr: str, **defaults: object) -> P
 
 
 def heat_map(title: str, note: str, histogram: str, selector: str) -> Panel:
-    """How a histogram's observations spread over its buckets, over time."""
+    """How a histogram's observations spread over its buckets."""
     expr = f"sum by (le) (increase({histogram}_bucket{selector}[$__rate_interval]))"
     options: Json = {
         "calculate": False,
@@ -176,9 +186,22 @@ def _panel(panel: Panel) -> Json:
             }
             for index, query in enumerate(panel.queries)
         ],
-        "fieldConfig": {"defaults": {"unit": panel.unit, **panel.defaults}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, **panel.defaults},
+            "overrides": list(panel.overrides),
+        },
         "options": panel.options,
     }
+
+
+def _alone(line: str) -> Json:
+    properties = [
+        {"id": "custom.stacking", "value": {"mode": "none"}},
+        {"id": "custom.fillOpacity", "value": 0},
+        {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [10, 10]}},
+        {"id": "color", "value": {"mode": "fixed", "fixedColor": "red"}},
+    ]
+    return {"matcher": {"id": "byName", "options": line}, "properties": properties}
 
 
 def _links() -> Json:

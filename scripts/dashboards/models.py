@@ -49,7 +49,7 @@ def _now() -> list[Panel]:
         ),
         number("Budget in use", "Share of all devices' budgets that is reserved.", "percentunit", budget),
         number(
-            "Failed loads",
+            "Loads that failed",
             "In the time shown.",
             "short",
             f"sum(increase(helixflow_model_loads_total{FAILED_LOAD}[$__range]))",
@@ -75,6 +75,7 @@ def _residency() -> list[Panel]:
             Query(f"sum(helixflow_memory_budget_bytes{SERVER})", "budget"),
             width=12,
             stacked=True,
+            limit="budget",
         ),
         lines(
             "Reserved and budget by device",
@@ -109,7 +110,7 @@ def _residency() -> list[Panel]:
 
 
 def _timeline() -> Panel:
-    """Each model's state on each replica: the states' series are exclusive, so their sum is one state's number."""
+    """Each model's state on each replica. One series of a model is 1, so that their sum is its number."""
     states = " or ".join(
         f"helixflow_model_state{_of(state)} * {number}" for number, (state, _) in enumerate(STATES, start=1)
     )

@@ -65,8 +65,12 @@ def _now() -> list[Panel]:
             ratio,
             thresholds=steps((None, "green"), (0.001, "orange"), (0.05, "red")),
         ),
-        number("Running", "Sequences in batches.", "short", f"sum(vllm:num_requests_running{MODEL_NAME})"),
-        number("Waiting", "For a place or a model.", "short", f"sum(vllm:num_requests_waiting{MODEL_NAME})"),
+        number(
+            "Running now", "Sequences in batches.", "short", f"sum(vllm:num_requests_running{MODEL_NAME})"
+        ),
+        number(
+            "Waiting now", "For a place or a model.", "short", f"sum(vllm:num_requests_waiting{MODEL_NAME})"
+        ),
     ]
 
 
@@ -74,9 +78,9 @@ def _latency() -> list[Panel]:
     ttft, itl = "vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds"
     e2e = "vllm:e2e_request_latency_seconds"
     return [
-        heat_map("Request latency", "From arrival to the last token.", e2e, MODEL_NAME),
+        heat_map("Request latency, spread", "From arrival to the last token.", e2e, MODEL_NAME),
         heat_map(
-            "Time to first token",
+            "Time to first token, spread",
             "Two bands: models in memory, and models that had to come.",
             ttft,
             MODEL_NAME,

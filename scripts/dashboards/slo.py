@@ -102,7 +102,7 @@ def _budget() -> list[Panel]:
             width=12,
         ),
         lines(
-            "Error budget left",
+            "Error budget over time",
             "Of the last 30 days, as it was at each moment.",
             "percentunit",
             Query(f"1 - max by (job) ({RATIO}30d{SERVER}) / {BUDGET}", "{{job}}"),
