@@ -113,8 +113,12 @@ class Door:
                 recorder.when_decoding(place.release_tokens)
                 yield Visit(model, recorder, place, self._clock() + limit_s, limit_s)
             self._admission.observe(recorder.elapsed_s)
+            recorder.completed()
         except HelixFlowError as error:
-            recorder.refused(error.code)
+            recorder.refused(error)
+            raise
+        except Exception:
+            recorder.broken()
             raise
         except asyncio.CancelledError:
             recorder.cancelled()
