@@ -1,8 +1,8 @@
 """Composition root: builds every object once, hands each what it needs, and runs the server's life.
 
-Life: listen at once → preload → serve → on SIGTERM or Ctrl-C stop taking requests, let the running ones
-finish within `shutdown_timeout`, end every worker, exit. A second signal ends everything at once. SIGHUP
-re-reads models.yaml.
+Life: listen at once → preload → serve → on SIGTERM or Ctrl-C be not ready, serve on for `shutdown_grace`,
+refuse new requests, let the running ones finish within `shutdown_timeout` of the signal, end every worker,
+exit. A second signal ends everything at once. SIGHUP re-reads models.yaml.
 """
 
 from __future__ import annotations
@@ -161,11 +161,23 @@ async def _live(
     if not stop.is_set():
         _say_ready(settings, sock.getsockname()[1], manager)
     await stopping
+    await _take_leave(settings, manager, door)
+    return 0
+
+
+async def _take_leave(settings: Settings, manager: ModelManager, door: Door) -> None:
+    """Returns when nobody is inside any more, at the latest `shutdown_timeout` after it was called."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + settings.shutdown_timeout
+    door.announce_leaving()
+    await manager.stop_preloading()
+    await asyncio.sleep(settings.shutdown_grace)
     door.shut_down()
     logger.info("draining: %d requests in progress", door.num_requests)
-    if not await manager.drain(settings.shutdown_timeout):
+    # The door first: who has passed it and is not yet at the manager must not find that shut.
+    await door.emptied(end_s - loop.time())
+    if not await manager.drain(end_s - loop.time()):
         logger.warning("%d requests did not finish in time and were ended", door.num_requests)
-    return 0
 
 
 class _HttpServer(uvicorn.Server):

@@ -67,7 +67,13 @@ def build_application(
     application = Starlette(
         routes=routes,
         middleware=[
-            Middleware(ObservationMiddleware, metrics=metrics, paths=paths, root_path=settings.root_path),
+            Middleware(
+                ObservationMiddleware,
+                metrics=metrics,
+                paths=paths,
+                is_leaving=lambda: services.door.is_leaving,
+                root_path=settings.root_path,
+            ),
             Middleware(
                 AccessMiddleware,
                 gate=gate,

@@ -39,6 +39,7 @@ STATUS: dict[type[errors.HelixFlowError], tuple[int, str]] = {
     errors.FetchFailed: (503, "server_error"),
 }
 DEFAULT_RETRY_AFTER_S = 10.0
+CODE_HEADER = "x-helixflow-error"  # a proxy decides by it whether another server may be asked
 _RETRY_STATUSES = frozenset({429, 503})
 
 
@@ -60,7 +61,7 @@ def envelope(message: str, kind: str, param: str | None, code: str | None) -> by
 def error_response(error: errors.HelixFlowError) -> Response:
     """The whole answer: status, envelope, and the headers that go with it."""
     status = status_of(error)
-    headers = {}
+    headers = {CODE_HEADER: error.code}
     if status in _RETRY_STATUSES:
         seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         headers["retry-after"] = str(max(1, math.ceil(seconds)))

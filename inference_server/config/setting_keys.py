@@ -161,6 +161,11 @@ _LIMITS = (
         "main memory that a model's process may take for itself; more fails its load, or the request",
     ),
     Key("shutdown_timeout", kinds.duration(zero=True), "what running requests get when the server stops"),
+    Key(
+        "shutdown_grace",
+        kinds.duration(zero=True),
+        "of that, how long new requests are still served while load balancers find the server not ready",
+    ),
 )
 _OPERATION = (
     Key("cache_dir", kinds.text("FOLDER"), "fetched and converted checkpoints; also $HELIXFLOW_CACHE"),

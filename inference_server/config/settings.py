@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     load_timeout: float = 600.0
     hang_timeout: float = 120.0
     shutdown_timeout: float = 30.0
+    shutdown_grace: float = 0.0
     worker_memory_limit: int | None = None
     num_threads: int = 0
     log_level: str = "info"
@@ -202,6 +203,12 @@ def _check_rules(settings: Settings, origins: Mapping[str, str]) -> None:
         for name in ("served_model_name", "trust_remote_code"):
             if name in origins:
                 problems.add(origins[name], f"{name} is about one model; name it: helixflow serve MODEL")
+    if settings.shutdown_grace > settings.shutdown_timeout:
+        problems.add(
+            origins["shutdown_grace" if "shutdown_grace" in origins else "shutdown_timeout"],
+            f"shutdown_grace ({settings.shutdown_grace:g} s) is part of shutdown_timeout "
+            f"({settings.shutdown_timeout:g} s) and must not be longer",
+        )
     if settings.max_num_seqs > settings.max_num_batched_tokens:
         problems.add(
             origins.get("max_num_batched_tokens", origins.get("max_num_seqs", "")),

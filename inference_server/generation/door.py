@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from inference_server.access.gate import Caller
@@ -39,7 +39,8 @@ class Visit:
 
 
 class Door:
-    """Lets requests in and counts them. After `shut_down` new ones are refused; those inside go on.
+    """Lets requests in and counts them. `announce_leaving` tells those who ask, and still lets in; after
+    `shut_down` new ones are refused, and those inside go on.
 
     `clock` gives monotonic seconds and must be the manager's.
     """
@@ -61,6 +62,9 @@ class Door:
             )
         )
         self.draining = asyncio.Event()  # set when new requests are refused
+        self._is_leaving = False
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     @property
     def num_requests(self) -> int:
@@ -76,9 +80,32 @@ class Door:
         """Whether new requests are refused."""
         return self.draining.is_set()
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether new requests had better go to another server. A draining one is leaving."""
+        return self._is_leaving
+
+    def announce_leaving(self) -> None:
+        """The server will stop soon; what comes before `shut_down` is still served."""
+        self._is_leaving = True
+
     def shut_down(self) -> None:
         """Refuse new requests from now on."""
+        self._is_leaving = True
         self.draining.set()
+
+    async def emptied(self, timeout_s: float) -> bool:
+        """Wait until nobody is inside, at most this long; whether it came to that."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        return self._empty.is_set()
+
+    def check_open(self) -> None:
+        """Raises ShuttingDown: new work is refused."""
+        if self.is_draining:
+            raise ShuttingDown(
+                "the server is shutting down; send the request to another one", retry_after_s=5
+            )
 
     def status(self, model: str, caller: Caller | None = None) -> ModelStatus:
         """The model by name or alias.
@@ -106,10 +133,10 @@ class Door:
         recorder = RequestRecorder(self._metrics, model, self._clock)
         limit_s = min(timeout_s or self._max_timeout_s, self._max_timeout_s)
         try:
-            self._refuse_if_draining()
+            self.check_open()
             asks = nullcontext() if caller is None else caller.admitted()
             tenant = "" if caller is None else caller.tenant
-            with asks, self._admission.admitted(model, num_places, tenant) as place:
+            with asks, self._inside(model, num_places, tenant) as place:
                 recorder.when_decoding(place.release_tokens)
                 yield Visit(model, recorder, place, self._clock() + limit_s, limit_s)
             self._admission.observe(recorder.elapsed_s)
@@ -144,8 +171,12 @@ class Door:
         async with acquiring as lease, deadline(visit.deadline_s - self._clock(), visit.timeout_s):
             yield lease
 
-    def _refuse_if_draining(self) -> None:
-        if self.is_draining:
-            raise ShuttingDown(
-                "the server is shutting down; send the request to another one", retry_after_s=5
-            )
+    @contextmanager
+    def _inside(self, model: str, num_places: int, tenant: str) -> Iterator[Place]:
+        try:
+            with self._admission.admitted(model, num_places, tenant) as place:
+                self._empty.clear()
+                yield place
+        finally:
+            if not self.num_requests:
+                self._empty.set()

@@ -104,7 +104,7 @@ class ModelManager:
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new acquires and wait for those there are; whether all ended within `timeout_s`."""
         self._is_draining = True
-        await self._stop_preloading()
+        await self.stop_preloading()
         if not self._unused.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._unused.wait(), timeout_s)
@@ -113,7 +113,7 @@ class ModelManager:
     async def stop(self) -> None:
         """End every load and every worker, whoever uses them; returns when all their processes are gone."""
         self._is_draining = self._waiting.is_over = True
-        await self._stop_preloading()
+        await self.stop_preloading()
         await self._files.stop()
         self._lifecycle.table.ring()
         records = list(self._lifecycle.table.records.values())
@@ -124,7 +124,8 @@ class ModelManager:
         if departures:
             await asyncio.wait(departures)
 
-    async def _stop_preloading(self) -> None:
+    async def stop_preloading(self) -> None:
+        """Begin no further preload; a load that somebody waits for goes on."""
         for preloader in (self._preloader, *self._later_preloaders):
             await preloader.stop()
 

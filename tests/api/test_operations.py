@@ -46,6 +46,33 @@ def test_ready_waits_for_the_preload_and_ends_with_the_drain_while_live_stays(tm
         refused = await server.chat()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert refused.headers["retry-after"]
+        assert refused.headers["x-helixflow-error"] == "shutting_down"
+
+    run(scenario())
+
+
+def test_a_server_that_says_it_will_leave_is_not_ready_still_serves_and_keeps_no_connection(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        await server.warm()
+        await server.manager.start()
+        assert "connection" not in (await server.client.get("/health/ready")).headers
+        server.door.announce_leaving()
+        not_ready = await server.client.get("/health/ready")
+        assert (not_ready.status_code, not_ready.headers["connection"]) == (503, "close")
+        served = await server.chat()
+        assert (served.status_code, served.headers["connection"]) == (200, "close")
+        assert (await server.client.post("/models/load", json={"model": "other"})).status_code == 200
+        server.door.shut_down()
+        for refused in (
+            await server.chat(),
+            await server.client.post("/models/load", json={"model": "demo"}),
+            await server.client.post("/models/wake", json={"model": "demo"}),
+        ):
+            assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+            assert refused.headers["x-helixflow-error"] == "shutting_down"
 
     run(scenario())
 

@@ -196,6 +196,13 @@ def test_a_key_and_its_waiver_contradict_each_other() -> None:
     assert message.startswith("--insecure-no-auth: contradicts the API key from HELIXFLOW_API_KEY")
 
 
+def test_the_grace_is_part_of_the_time_to_shut_down() -> None:
+    message = problem(shutdown_timeout="2s", shutdown_grace="3s")
+    assert message.startswith("--shutdown-grace: shutdown_grace (3 s) is part of shutdown_timeout (2 s)")
+    assert "must not be longer" in problem({"shutdown_timeout": "0"}, {"HELIXFLOW_SHUTDOWN_GRACE": "1s"})
+    assert resolve_settings({}, {}, {"shutdown_grace": "30s"}).shutdown_grace == 30.0
+
+
 def test_tls_needs_key_and_certificate() -> None:
     assert "--ssl-certfile" in problem(ssl_keyfile="k.pem")
     assert "--ssl-keyfile" in problem(ssl_certfile="c.pem")

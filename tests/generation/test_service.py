@@ -221,6 +221,46 @@ def test_a_draining_service_refuses_new_requests_and_finishes_old_ones(tmp_path:
     asyncio.run(scenario())
 
 
+def test_whoever_has_passed_the_door_is_waited_for_before_the_manager_shuts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        house = House(tmp_path)
+        await house.warm()
+        assert await house.door.emptied(0)
+        entered, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def visit() -> None:
+            async with house.door.admitted("demo", 1, None) as visit:
+                entered.set()
+                await may_go_on.wait()  # its prompt is being encoded
+                async with house.door.leased(visit, keep_alive_s=None):
+                    pass
+
+        inside = asyncio.create_task(visit())
+        await entered.wait()
+        house.door.shut_down()
+        assert not await house.door.emptied(0)
+        waiting = asyncio.create_task(house.door.emptied(10))
+        await settle()
+        assert not waiting.done()
+        may_go_on.set()
+        await inside
+        assert await waiting
+        assert await house.manager.drain(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_visit_that_fails_leaves_the_house_empty(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        house = House(tmp_path)
+        with pytest.raises(errors.InvalidRequest):
+            async with house.door.admitted("demo", 1, None):
+                raise errors.InvalidRequest("it cannot be served")
+        assert await house.door.emptied(0)
+
+    asyncio.run(scenario())
+
+
 def test_a_failed_load_is_told_to_all_who_wait(tmp_path: Path) -> None:
     async def scenario() -> None:
         house = House(tmp_path)

@@ -1,4 +1,8 @@
-"""Request ids, durations and the number of requests in progress. The outermost layer."""
+"""Request ids, durations and the number of requests in progress. The outermost layer.
+
+While the server is leaving, every answer also asks for its connection to be closed: whoever pools connections
+then holds none that the end of the server could cut under a request.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,9 +27,16 @@ class ObservationMiddleware:
     """`paths` are the exact routes that may be label values; everything else is "other"."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, paths: Collection[str], root_path: str = ""
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        paths: Collection[str],
+        is_leaving: Callable[[], bool],
+        root_path: str = "",
     ) -> None:
         self._app = app
+        self._is_leaving = is_leaving
         self._metrics = metrics
         self._paths = frozenset(paths)
         self._root_path = root_path
@@ -44,6 +55,8 @@ class ObservationMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                if self._is_leaving():
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         self._metrics.connections.inc()

@@ -51,6 +51,7 @@ async def load_model(request: Request) -> Response:
     context = context_of(request)
     body = await read_json(request, _LOAD, context.settings.max_body_bytes)
     keep_alive_s = parse_keep_alive(body.keep_alive)
+    context.door.check_open()
     async with context.manager.acquire(body.model, keep_alive_s=keep_alive_s, retries=True):
         pass
     return _json(_SUCCESS)
@@ -73,6 +74,7 @@ async def sleep_model(request: Request) -> Response:
 async def wake_model(request: Request) -> Response:
     """Make a model ready for requests and answer when it is."""
     context, name = await _named(request)
+    context.door.check_open()
     await context.manager.wake(name)
     return _json(_SUCCESS)
 

@@ -18,16 +18,16 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 once every preloaded model has been in memory, until the server drains."""
+    """200 once every preloaded model has been in memory, until the server is told to stop."""
     context = context_of(request)
-    is_ready = context.manager.is_ready and not context.door.is_draining
+    is_ready = context.manager.is_ready and not context.door.is_leaving
     return _json({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
 
 async def startup(request: Request) -> Response:
     """As `ready`, and how far the preloads have come."""
     context = context_of(request)
-    is_ready = context.manager.is_ready and not context.door.is_draining
+    is_ready = context.manager.is_ready and not context.door.is_leaving
     loading = [
         {
             "model": status.name,

@@ -1,0 +1,94 @@
+"""How a server leaves: on a real process, by signal, with streams running and connections kept."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.server.conftest import WriteConfig
+from tests.server.running import RunningServer, is_alive, running_server
+from tests.server.test_faults import events, stream_body, until
+
+CONFIG = "models:\n  slow: {source: 'scripted:?output_tokens=100000&step_ms=20', preload: true}\n"
+BODY = json.dumps({"model": "slow", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def server(write_config: WriteConfig) -> Iterator[RunningServer]:
+    """One that serves on for a second and a half after it was told to stop."""
+    flags = ("--shutdown-grace", "1500ms", "--shutdown-timeout", "6s")
+    with running_server(write_config(CONFIG), *flags) as running:
+        yield running
+
+
+def is_refused(server: RunningServer) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_in_its_grace_a_server_is_not_ready_serves_and_closes_connections(server: RunningServer) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as kept:
+        kept.request("POST", "/v1/chat/completions", BODY, JSON)
+        first = kept.getresponse()
+        first.read()
+        assert not first.will_close
+        told_s = time.monotonic()
+        server.signal(signal.SIGTERM)
+        until(lambda: server.client.get("/readyz").status_code == 503, timeout_s=1)
+        assert server.client.get("/livez").status_code == 200
+        kept.request("POST", "/v1/chat/completions", BODY, JSON)  # on the connection of before
+        late = kept.getresponse()
+        assert (late.status, late.will_close) == (200, True)
+        assert json.loads(late.read())["usage"]["completion_tokens"] == 2
+        assert time.monotonic() - told_s < 1.5
+    assert server.process.wait(timeout=10) == 0
+    assert time.monotonic() - told_s >= 1.5
+
+
+def test_after_its_grace_it_refuses_and_ends_as_soon_as_the_last_stream_has(server: RunningServer) -> None:
+    told_s = time.monotonic()
+    with server.client.stream(
+        "POST", "/v1/chat/completions", json=stream_body("slow", max_tokens=130)
+    ) as response:
+        received = events(response)
+        next(received)
+        server.signal(signal.SIGTERM)
+        until(lambda: server.chat("x", model="slow", max_tokens=1).status_code == 503, timeout_s=3)
+        refused = server.chat("x", model="slow")
+        assert refused.headers["x-helixflow-error"] == "shutting_down"
+        assert refused.headers["connection"] == "close"
+        rest = list(received)
+    assert rest[-1] == "[DONE]"
+    assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(timeout=10) == 0
+    assert time.monotonic() - told_s < 6
+    assert is_refused(server)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_server_and_workers_at_once(
+    server: RunningServer, second: signal.Signals
+) -> None:
+    family = server.children()
+    with server.client.stream("POST", "/v1/chat/completions", json=stream_body("slow")) as response:
+        received = events(response)
+        next(received)
+        server.signal(signal.SIGTERM)
+        until(lambda: server.client.get("/readyz").status_code == 503, timeout_s=1)
+        told_s = time.monotonic()
+        os.kill(server.process.pid, second)
+        assert server.process.wait(timeout=5) == 130
+        assert time.monotonic() - told_s < 1
+    until(lambda: not any(is_alive(pid) for pid in family), timeout_s=2)
