@@ -40,6 +40,7 @@ from inference_server.generation.services import Services
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.endpoint_picker import EndpointPickerPage, ReplicaLoad
 from inference_server.telemetry.metrics import Metrics
+from inference_server.tracing.tracer import Tracer
 
 _ROUTING_ERRORS = {
     404: ("There is no such route", "not_found"),
@@ -55,6 +56,7 @@ def build_application(
     metrics: Metrics,
     reload: Reload,
     gate: Gate,
+    tracer: Tracer,
     clock: Callable[[], float] = time.monotonic,
 ) -> Starlette:
     """The whole HTTP surface over the given objects. `clock` gives monotonic seconds."""
@@ -67,7 +69,13 @@ def build_application(
     application = Starlette(
         routes=routes,
         middleware=[
-            Middleware(ObservationMiddleware, metrics=metrics, paths=paths, root_path=settings.root_path),
+            Middleware(
+                ObservationMiddleware,
+                metrics=metrics,
+                tracer=tracer,
+                paths=paths,
+                root_path=settings.root_path,
+            ),
             Middleware(
                 AccessMiddleware,
                 gate=gate,

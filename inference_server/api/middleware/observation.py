@@ -1,4 +1,4 @@
-"""Request ids, durations and the number of requests in progress. The outermost layer."""
+"""Request ids, durations, traces, log lines, and the number of requests in progress. The outermost layer."""
 
 from __future__ import annotations
 
@@ -6,27 +6,57 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inference_server.api.middleware.access import caller_of
 from inference_server.api.middleware.path import route_path
 from inference_server.telemetry.metrics import Metrics
+from inference_server.tracing.account import RequestAccount, headline, log_fields
+from inference_server.tracing.context import context_from
+from inference_server.tracing.timeline import Timeline
+from inference_server.tracing.tracer import RequestTrace, Tracer
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+_TIMELINE = "helixflow.timeline"  # in the ASGI scope
+QUIET_PREFIXES = (
+    "/health",
+    "/livez",
+    "/readyz",
+    "/metrics",
+)  # a line of each would hide the rest
 logger = logging.getLogger("inference_server.access")
 
 
+def timeline_of(scope: Scope) -> Timeline | None:
+    """Where what becomes of a request is written down."""
+    found = scope.get(_TIMELINE)
+    return found if isinstance(found, Timeline) else None
+
+
 class ObservationMiddleware:
-    """`paths` are the exact routes that may be label values; everything else is "other"."""
+    """`paths` are the exact routes that may be label values; everything else is "other".
+
+    `clock` gives monotonic seconds and must be that of whoever writes the timelines.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, paths: Collection[str], root_path: str = ""
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        tracer: Tracer,
+        paths: Collection[str],
+        root_path: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
+        self._clock = clock
         self._paths = frozenset(paths)
         self._root_path = root_path
 
@@ -35,15 +65,20 @@ class ObservationMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_s = time.perf_counter()
-        request_id = _request_id(Headers(scope=scope))
+        start_s = self._clock()
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        parent = context_from(headers.getlist("traceparent"), headers.getlist("tracestate"))
+        trace = self._tracer.begin(parent, start_s)
+        timeline = scope[_TIMELINE] = Timeline()
+        told = _told(request_id, trace)
         status = 499  # nothing was sent: the client left first
 
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 
         self._metrics.connections.inc()
@@ -51,11 +86,29 @@ class ObservationMiddleware:
             await self._app(scope, receive, observed)
         finally:
             self._metrics.connections.dec()
-            seconds = time.perf_counter() - started_s
-            endpoint = self._label(scope["path"])
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.http_duration.labels(method, endpoint, str(status)).observe(seconds)
-            logger.debug("%s %s %d %.1f ms %s", method, scope["path"], status, seconds * 1000, request_id)
+            caller = caller_of(scope)
+            account = RequestAccount(
+                request_id=request_id,
+                method=scope["method"] if scope["method"] in METHODS else "other",
+                endpoint=self._label(scope["path"]),
+                status=status,
+                start_s=start_s,
+                end_s=self._clock(),
+                key="" if caller is None else caller.key.name,
+                trace=trace.context,
+                timeline=timeline,
+            )
+            trace.end(account)
+            self._tell(account)
+
+    def _tell(self, account: RequestAccount) -> None:
+        """Metrics and log."""
+        seconds = account.end_s - account.start_s
+        labels = (account.method, account.endpoint, str(account.status))
+        self._metrics.http_duration.labels(*labels).observe(seconds)
+        level = logging.DEBUG if account.endpoint.startswith(QUIET_PREFIXES) else logging.INFO
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", headline(account), extra={"fields": log_fields(account)})
 
     def _label(self, path: str) -> str:
         path = route_path(path, self._root_path)
@@ -63,6 +116,14 @@ class ObservationMiddleware:
             return path.removeprefix("/api")
         path = path.removeprefix("/api")
         return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
+
+
+def _told(request_id: str, trace: RequestTrace) -> list[tuple[bytes, bytes]]:
+    """Headers by which the client finds this request in our logs and traces."""
+    headers = [(b"x-request-id", request_id.encode())]
+    if trace.is_ours and trace.context is not None:
+        headers.append((b"traceparent", trace.context.traceparent.encode()))
+    return headers
 
 
 def _request_id(headers: Headers) -> str:
