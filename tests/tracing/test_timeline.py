@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import get_args
 
 from hypothesis import given
@@ -39,7 +40,7 @@ def test_phases_follow_each_other_without_gap_or_overlap(
     now_s += last_s
     timeline.leave(now_s)
     timeline.leave(now_s + 1)  # once is enough
-    for before, after in zip(timeline.phases, timeline.phases[1:], strict=False):
+    for before, after in itertools.pairwise(timeline.phases):
         assert before.end_s == after.start_s
         assert before.name != after.name
     spent = sum(timeline.seconds().values())

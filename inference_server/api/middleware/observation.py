@@ -17,7 +17,7 @@ from inference_server.telemetry.metrics import Metrics
 from inference_server.tracing.account import RequestAccount, headline, log_fields
 from inference_server.tracing.context import context_from
 from inference_server.tracing.timeline import Timeline
-from inference_server.tracing.tracer import RequestTrace, Tracer
+from inference_server.tracing.tracer import RequestTrace, Tracer, Untraced
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
@@ -27,7 +27,7 @@ QUIET_PREFIXES = (
     "/livez",
     "/readyz",
     "/metrics",
-)  # a line of each would hide the rest
+)  # lines of these would hide the rest
 logger = logging.getLogger("inference_server.access")
 
 
@@ -69,7 +69,9 @@ class ObservationMiddleware:
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
         parent = context_from(headers.getlist("traceparent"), headers.getlist("tracestate"))
-        trace = self._tracer.begin(parent, start_s)
+        endpoint = self._label(scope["path"])
+        is_quiet = endpoint.startswith(QUIET_PREFIXES)
+        trace = Untraced(parent) if is_quiet else self._tracer.begin(parent, start_s)
         timeline = scope[_TIMELINE] = Timeline()
         told = _told(request_id, trace)
         status = 499  # nothing was sent: the client left first
@@ -90,7 +92,7 @@ class ObservationMiddleware:
             account = RequestAccount(
                 request_id=request_id,
                 method=scope["method"] if scope["method"] in METHODS else "other",
-                endpoint=self._label(scope["path"]),
+                endpoint=endpoint,
                 status=status,
                 start_s=start_s,
                 end_s=self._clock(),
@@ -99,14 +101,13 @@ class ObservationMiddleware:
                 timeline=timeline,
             )
             trace.end(account)
-            self._tell(account)
+            self._tell(account, logging.DEBUG if is_quiet else logging.INFO)
 
-    def _tell(self, account: RequestAccount) -> None:
+    def _tell(self, account: RequestAccount, level: int) -> None:
         """Metrics and log."""
         seconds = account.end_s - account.start_s
         labels = (account.method, account.endpoint, str(account.status))
         self._metrics.http_duration.labels(*labels).observe(seconds)
-        level = logging.DEBUG if account.endpoint.startswith(QUIET_PREFIXES) else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "%s", headline(account), extra={"fields": log_fields(account)})
 
