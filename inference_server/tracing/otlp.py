@@ -7,6 +7,7 @@ set by OpenTelemetry's own variables (OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HE
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -68,8 +69,9 @@ class OtlpTracer:
 
     def shut_down(self) -> None:
         """See `Tracer`."""
-        self._provider.force_flush(round(FLUSH_S * 1000))
-        self._provider.shutdown()
+        last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        last.start()
+        last.join(FLUSH_S)  # it would try for much longer where nobody listens
 
 
 class OtlpTrace:
