@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from inference_server.model_manager.planning import planner_for
 from inference_server.model_manager.reload import Reloader
 from inference_server.telemetry.logs import setup_logging
 from inference_server.telemetry.metrics import Metrics
+from inference_server.tracing.tracer import Tracer, tracer_for
 from inference_server.worker.launcher import ForkServer, ForkServerLauncher
 from inference_server.worker.protocol import Progress
 
@@ -63,11 +64,15 @@ def serve(settings: Settings, catalog: Catalog, display: ProgressDisplay, read: 
     configuration says at that moment.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or what traces need is not installed.
     """
     setup_logging(settings.log_level, json_lines=settings.log_json)
-    with _listen(settings) as sock:
-        return uvloop.run(_run(settings, catalog, sock, display, read))
+    tracer = tracer_for(settings.otlp_traces_endpoint, os.environ)
+    try:
+        with _listen(settings) as sock:
+            return uvloop.run(_run(settings, catalog, sock, display, read, tracer))
+    finally:
+        tracer.shut_down()
 
 
 def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], None]) -> int:
@@ -78,7 +83,7 @@ def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], 
     """
 
     async def fetch() -> None:
-        fork_server = ForkServer(preload_torch=_needs_torch(spec))
+        fork_server = _fork_server(settings, [spec])
         try:
             await _launcher(fork_server, settings).prepare(prepare_message(spec, settings), on_progress)
         finally:
@@ -94,8 +99,9 @@ async def _run(
     sock: socket.socket,
     display: ProgressDisplay,
     read: Callable[[], Catalog],
+    tracer: Tracer,
 ) -> int:
-    fork_server = ForkServer(preload_torch=any(_needs_torch(spec) for spec in catalog.models.values()))
+    fork_server = _fork_server(settings, catalog.models.values())
     fork_server.start()  # its imports take seconds and go on while we set up
     metrics = Metrics(catalog.models)
     overheads = OverheadStore(Path(settings.cache_dir))
@@ -125,6 +131,7 @@ async def _run(
         metrics=metrics,
         reload=reloader.reload,
         gate=gate,
+        tracer=tracer,
     )
     http = _HttpServer(application, settings)
     stop = asyncio.Event()
@@ -285,7 +292,7 @@ def _show_preloads(manager: ModelManager, show: Callable[[Progress], None]) -> N
 
 
 def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:
-    """What a newcomer copies."""
+    """What a newcomer copies; a program that reads log lines gets one."""
     scheme = "https" if settings.ssl_certfile else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{scheme}://{host}:{port}"
@@ -294,6 +301,9 @@ def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:
     key = " -H 'Authorization: Bearer '$HELIXFLOW_API_KEY" if settings.api_key else ""
     question = "What is the capital of France? One sentence."
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
+    if settings.log_json:
+        logger.info("HelixFlow %s is ready on %s", __version__, url)
+        return
     lines = [
         f"HelixFlow {__version__} is ready on {url}",
         "Try it:",
@@ -302,6 +312,10 @@ def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:
         "Stop it with Ctrl-C.",
     ]
     print("\n".join(lines), flush=True)  # noqa: T201
+
+
+def _fork_server(settings: Settings, specs: Iterable[ModelSpec]) -> ForkServer:
+    return ForkServer(preload_torch=any(map(_needs_torch, specs)), json_logs=settings.log_json)
 
 
 def _launcher(fork_server: ForkServer, settings: Settings) -> ForkServerLauncher:

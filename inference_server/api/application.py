@@ -40,6 +40,7 @@ from inference_server.generation.services import Services
 from inference_server.model_manager.manager import ModelManager
 from inference_server.telemetry.endpoint_picker import EndpointPickerPage, ReplicaLoad
 from inference_server.telemetry.metrics import Metrics
+from inference_server.tracing.tracer import Tracer
 
 _ROUTING_ERRORS = {
     404: ("There is no such route", "not_found"),
@@ -55,6 +56,7 @@ def build_application(
     metrics: Metrics,
     reload: Reload,
     gate: Gate,
+    tracer: Tracer,
     clock: Callable[[], float] = time.monotonic,
 ) -> Starlette:
     """The whole HTTP surface over the given objects. `clock` gives monotonic seconds."""
@@ -70,6 +72,7 @@ def build_application(
             Middleware(
                 ObservationMiddleware,
                 metrics=metrics,
+                tracer=tracer,
                 paths=paths,
                 is_leaving=lambda: services.door.is_leaving,
                 root_path=settings.root_path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,12 +12,14 @@ from inference_server.cli.terminal import Terminal
 if TYPE_CHECKING:
     from inference_server.worker.protocol import Progress
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def progress_display(terminal: Terminal) -> Iterator[Callable[[Progress], None]]:
     """A bar per stage on a terminal, a line per stage elsewhere."""
     if not terminal.stderr.isatty():
-        yield _StageLines(terminal)
+        yield _StageLines(lambda stage: terminal.hint(f"{stage} …"))
         return
     from inference_server.cli.progress import StageBars
 
@@ -24,14 +27,20 @@ def progress_display(terminal: Terminal) -> Iterator[Callable[[Progress], None]]
         yield bars
 
 
-class _StageLines:
-    """Says each stage once; for logs."""
+@contextmanager
+def progress_log() -> Iterator[Callable[[Progress], None]]:
+    """A log record per stage, where standard error is for log lines only."""
+    yield _StageLines(lambda stage: logger.info("preloading: %s", stage))
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
+
+class _StageLines:
+    """Says each stage once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._stage = ""
 
     def __call__(self, progress: Progress) -> None:
         if progress.stage != self._stage:
             self._stage = progress.stage
-            self._terminal.hint(f"{progress.stage} …")
+            self._say(progress.stage)

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from inference_server.cli.arguments import VerbParser, add_settings, flags_of
 from inference_server.cli.configured import read_configuration
-from inference_server.cli.display import progress_display
+from inference_server.cli.display import progress_display, progress_log
 from inference_server.cli.terminal import Terminal
 from inference_server.config.catalog import Catalog
 from inference_server.config.settings import changed_settings
@@ -64,6 +64,6 @@ def run(args: Namespace, terminal: Terminal) -> int:
     return serve(
         configuration.settings,
         configuration.catalog,
-        lambda: progress_display(terminal),
+        progress_log if configuration.settings.log_json else lambda: progress_display(terminal),
         read_again,
     )

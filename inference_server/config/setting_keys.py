@@ -171,6 +171,11 @@ _OPERATION = (
     Key("cache_dir", kinds.text("FOLDER"), "fetched and converted checkpoints; also $HELIXFLOW_CACHE"),
     Key("log_level", kinds.choice("debug", "info", "warning", "error"), "least severe message to log"),
     Key("log_json", _BOOL, "log one JSON object per line"),
+    Key(
+        "otlp_traces_endpoint",
+        kinds.text("URL", r"https?://[!-~]+", "an address such as http://127.0.0.1:4318/v1/traces"),
+        "send OpenTelemetry traces there (docs/observability.md)",
+    ),
 )
 
 

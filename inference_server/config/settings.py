@@ -88,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int = 0
     log_level: str = "info"
     log_json: bool = False
+    otlp_traces_endpoint: str | None = None
 
 
 def changed_settings(old: Settings, new: Settings) -> tuple[str, ...]:

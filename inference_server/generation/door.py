@@ -25,6 +25,8 @@ from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.record import ProgressListener
 from inference_server.model_manager.status import ModelStatus
 from inference_server.telemetry.metrics import Metrics
+from inference_server.tracing.timeline import Timeline
+from inference_server.worker.protocol import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +122,22 @@ class Door:
 
     @asynccontextmanager
     async def admitted(
-        self, model: str, num_places: int, timeout_s: float | None, caller: Caller | None = None
+        self,
+        model: str,
+        num_places: int,
+        timeout_s: float | None,
+        caller: Caller | None = None,
+        timeline: Timeline | None = None,
     ) -> AsyncIterator[Visit]:
         """Hold places on a model (its configured name) for the length of the block, and record how it ends.
 
-        `timeout_s` counts from now and can only shorten the server's.
+        `timeout_s` counts from now and can only shorten the server's. `timeline` is written, if there is one.
 
         Raises:
             ShuttingDown, QueueFull: it is not taken now.
             RateLimited, QuotaExceeded: the caller has used up what it may.
         """
-        recorder = RequestRecorder(self._metrics, model, self._clock)
+        recorder = RequestRecorder(self._metrics, model, self._clock, timeline)
         limit_s = min(timeout_s or self._max_timeout_s, self._max_timeout_s)
         try:
             self.check_open()
@@ -166,9 +173,13 @@ class Door:
             DeadlineExceeded: the time is up, in the queue or inside the block.
         """
         acquiring = self._manager.acquire(
-            visit.model, deadline_s=visit.deadline_s, on_progress=on_progress, keep_alive_s=keep_alive_s
+            visit.model,
+            deadline_s=visit.deadline_s,
+            on_progress=_both(visit.recorder.loading, on_progress),
+            keep_alive_s=keep_alive_s,
         )
         async with acquiring as lease, deadline(visit.deadline_s - self._clock(), visit.timeout_s):
+            visit.recorder.loaded()
             yield lease
 
     @contextmanager
@@ -180,3 +191,14 @@ class Door:
         finally:
             if not self.num_requests:
                 self._empty.set()
+
+
+def _both(first: ProgressListener, second: ProgressListener | None) -> ProgressListener:
+    if second is None:
+        return first
+
+    def tell(progress: Progress) -> None:
+        first(progress)
+        second(progress)
+
+    return tell

@@ -21,6 +21,7 @@ from inference_server.generation.task import check_task
 from inference_server.generation.templates import MAX_TEMPLATES, Templates
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.status import ModelStatus
+from inference_server.tracing.timeline import Timeline
 from inference_server.types import EmbeddingRequest, Usage
 
 
@@ -28,7 +29,7 @@ class EmbeddingJob(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for. `inputs`: texts, or token ids, which are taken as they are.
 
     With `truncates`, inputs are cut to `max_tokens`, or with None to what the model takes; without it, too
-    long ones are refused. `dimensions` None: all. `timeout_s` and `keep_alive_s`: see `TextRequest`.
+    long ones are refused. `dimensions` None: all. The other fields: see `TextRequest`.
     """
 
     request_id: str
@@ -40,6 +41,7 @@ class EmbeddingJob(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     keep_alive_s: float | None = None
     caller: Caller | None = None
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,9 @@ class EmbeddingService:
         """
         status = self._door.status(job.model, job.caller)
         num_places = -(-len(job.inputs) // self._max_num_seqs)
-        async with self._door.admitted(status.name, num_places, job.timeout_s, job.caller) as visit:
+        async with self._door.admitted(
+            status.name, num_places, job.timeout_s, job.caller, job.timeline
+        ) as visit:
             return await self._run(job, status, visit)
 
     async def _run(self, job: EmbeddingJob, status: ModelStatus, visit: Visit) -> Embeddings:
@@ -90,8 +94,10 @@ class EmbeddingService:
             vectors = await lease.worker.embed(request)
         if job.caller is not None:
             job.caller.spend(num_tokens)
+        usage = Usage(prompt_tokens=num_tokens, completion_tokens=0)
+        visit.recorder.used(usage)
         visit.recorder.embedded()
-        return Embeddings(vectors, Usage(prompt_tokens=num_tokens, completion_tokens=0))
+        return Embeddings(vectors, usage)
 
     async def _encode(
         self, job: EmbeddingJob, spec: ModelSpec, plan: ModelPlan

@@ -11,6 +11,7 @@ import msgspec
 from inference_server.access.gate import Caller
 from inference_server.generation.scores import ScoredToken
 from inference_server.generation.tools import ToolUse
+from inference_server.tracing.timeline import Timeline
 from inference_server.types import FinishReason, GrammarSpec
 
 
@@ -81,7 +82,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     answer is part of it. `timeout_s` is counted from the moment the service takes the request; it can only
     shorten the server's. `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as
     its entry says. `tool_use` is how calls are found in the answers, `caller`
-    whoever asks, if keys are asked for.
+    whoever asks, if keys are asked for, `timeline` where what becomes of the request is written down.
     """
 
     request_id: str
@@ -101,6 +102,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_s: float | None = None
     tool_use: ToolUse | None = None
     caller: Caller | None = None
+    timeline: Timeline | None = None
 
     @property
     def tenant(self) -> str:

@@ -128,7 +128,9 @@ class GenerationService:
         status = self._door.status(request.model, request.caller)
         num_places = len(request.prompts) * request.num_candidates
         async with (
-            self._door.admitted(status.name, num_places, request.timeout_s, request.caller) as visit,
+            self._door.admitted(
+                status.name, num_places, request.timeout_s, request.caller, request.timeline
+            ) as visit,
             self._running(request, status, visit, on_progress) as generation,
         ):
             yield generation
@@ -153,8 +155,9 @@ class GenerationService:
             try:
                 yield generation
             finally:
+                usage = generation.usage
+                visit.recorder.used(usage)
                 if request.caller is not None:
-                    usage = generation.usage
                     request.caller.spend(usage.prompt_tokens + usage.completion_tokens)
 
     async def _encode(self, request: TextRequest, spec: ModelSpec, plan: ModelPlan) -> _Encoded:

@@ -1,4 +1,4 @@
-"""Log lines of the server process: plain or JSON, one line per record whatever the record holds."""
+"""Log lines of the server and its children: plain or JSON, one line per record whatever the record holds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import msgspec
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _ESCAPES |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
 _ESCAPES |= {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}  # JSON allows these
 
 
 class PlainFormatter(logging.Formatter):
-    """`12:34:56 INFO  module: message`, with control characters escaped so that no text can forge a line."""
+    """`12:34:56 INFO  module: message field=value`; control characters are escaped: no text forges a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One record → one line, and an indented traceback if it has one."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname:<7} {record.name}: {record.getMessage().translate(_ESCAPES)}"
+        line += "".join(f" {name}={value}" for name, value in _fields(record).items()).translate(_ESCAPES)
         if record.exc_info:
             trace = self.formatException(record.exc_info).splitlines()
             line += "".join(f"\n    | {part.translate(_ESCAPES)}" for part in trace)
@@ -36,14 +38,18 @@ class JsonFormatter(logging.Formatter):
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            "pid": record.process,
             "message": record.getMessage(),
         }
-        fields = getattr(record, "fields", None)
-        if isinstance(fields, dict):
-            entry.update(fields)
+        entry.update(_fields(record))
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry).decode()
+        return msgspec.json.encode(entry).decode().translate(_JSON_ESCAPES)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
 
 
 def setup_logging(level: str, *, json_lines: bool) -> None:

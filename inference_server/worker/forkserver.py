@@ -1,8 +1,8 @@
 """The fork server: a program that imports torch and transformers once, then forks a child per request.
 
-Run as `python -m inference_server.worker.forkserver FD [--preload-torch]`; never imported by the server.
-It runs no tensor operation, starts no thread, and never touches CUDA: a child can only use CUDA if its
-parent did not. It owns no worker: each child belongs to the server at the other end of its channel.
+Run as `python -m inference_server.worker.forkserver FD [--preload-torch] [--log-json]`, never imported by the
+server. It runs no tensor operation, starts no thread, and never touches CUDA: a child can only use CUDA if
+its parent did not. It owns no worker: each child belongs to the server at the other end of its channel.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import time
 import traceback
 
 import msgspec
+
+from inference_server.telemetry.logs import setup_logging
 
 # Everything a text model's worker imports before it opens its first weight.
 PRELOAD = (
@@ -49,6 +51,7 @@ def main(argv: list[str]) -> int:
     control = socket.socket(fileno=int(argv[0]))
     _die_with_the_server()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    setup_logging("warning", json_lines="--log-json" in argv)
     started_s = time.monotonic()
     error = _preload() if "--preload-torch" in argv else None
     report = {"ready": error is None, "import_seconds": time.monotonic() - started_s, "error": error or ""}

@@ -67,10 +67,14 @@ class Forked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForkServer:
-    """The process that has torch imported and forks workers in milliseconds."""
+    """The process that has torch imported and forks workers in milliseconds.
 
-    def __init__(self, *, preload_torch: bool) -> None:
+    `json_logs`: what it and its children have to say is a JSON object per line.
+    """
+
+    def __init__(self, *, preload_torch: bool, json_logs: bool = False) -> None:
         self._preload_torch = preload_torch
+        self._json_logs = json_logs
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._report: asyncio.Future[ForkServerReport] | None = None
@@ -89,6 +93,7 @@ class ForkServer:
         with theirs:
             command = [sys.executable, "-m", "inference_server.worker.forkserver", str(theirs.fileno())]
             command += ["--preload-torch"] if self._preload_torch else []
+            command += ["--log-json"] if self._json_logs else []
             self._process = subprocess.Popen(
                 command,
                 pass_fds=(theirs.fileno(),),

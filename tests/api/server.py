@@ -19,6 +19,7 @@ from inference_server.access.gate import Gate
 from inference_server.api.application import build_application
 from inference_server.config.catalog import Catalog
 from inference_server.model_manager.reload import Reloader
+from inference_server.tracing.tracer import NoTracer
 from tests.generation.fakes import House
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -39,6 +40,7 @@ class Server(House):
             metrics=self.metrics,
             reload=Reloader(self.read_catalog, self.manager.reload).reload,
             gate=Gate(configured_keys(self.settings)),
+            tracer=NoTracer(),
             clock=clock,
         )
         transport = httpx.ASGITransport(self.application, raise_app_exceptions=False)

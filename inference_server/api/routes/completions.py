@@ -13,6 +13,7 @@ from inference_server.api.body import read_json
 from inference_server.api.context import context_of, frame_of, keep_alive_of, new_id, timeout_of
 from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.middleware.access import caller_of
+from inference_server.api.middleware.observation import timeline_of
 from inference_server.api.schemas.answers import CompletionChunks, text_completion
 from inference_server.api.schemas.completions import CompletionRequest
 from inference_server.api.sse import DONE, EventStream, EventWriter
@@ -33,6 +34,7 @@ async def completions(request: Request) -> Response | ASGIApp:
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
         caller=caller_of(request.scope),
+        timeline=timeline_of(request.scope),
     )
     if body.stream:
         include_usage = body.includes_usage

@@ -10,6 +10,7 @@ from inference_server.api.body import read_json
 from inference_server.api.context import context_of, keep_alive_of, new_id, timeout_of
 from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.middleware.access import caller_of
+from inference_server.api.middleware.observation import timeline_of
 from inference_server.api.schemas.embeddings import EmbeddingsRequest, embeddings_answer
 
 _DECODER = msgspec.json.Decoder(EmbeddingsRequest)
@@ -24,6 +25,7 @@ async def embeddings(request: Request) -> Response:
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
         caller=caller_of(request.scope),
+        timeline=timeline_of(request.scope),
     )
     async with CancelOnDisconnect(request.receive):
         answer = await context.embeddings.embed(job)

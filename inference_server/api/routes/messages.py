@@ -16,6 +16,7 @@ from inference_server.api.context import context_of, frame_of, keep_alive_of, ne
 from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.errors import error_response
 from inference_server.api.middleware.access import caller_of
+from inference_server.api.middleware.observation import timeline_of
 from inference_server.api.schemas.anthropic import CountTokensRequest, MessagesRequest
 from inference_server.api.schemas.anthropic_answers import (
     MessageEvents,
@@ -61,6 +62,7 @@ async def messages(request: Request) -> Response | ASGIApp:
         timeout_s=timeout_of(request, body.timeout),
         keep_alive_s=keep_alive_of(request, body.keep_alive, body.model),
         caller=caller_of(request.scope),
+        timeline=timeline_of(request.scope),
     )
     if body.stream:
         return EventStream(lambda writer: _stream(context.service, wanted, writer), error_event=error_event)

@@ -1,0 +1,1 @@
+"""What happened to each request: its times and counts, one log line, and OpenTelemetry spans if asked for."""
