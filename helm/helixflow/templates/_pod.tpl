@@ -1,0 +1,68 @@
+{{- /* The pod: who it is, where it runs, what is in it. Containers and volumes stand in _container.tpl. */}}
+{{- define "helixflow.podSpec" -}}
+serviceAccountName: {{ include "helixflow.serviceAccountName" . }}
+automountServiceAccountToken: false
+# Without this a service named helixflow gives every pod a variable HELIXFLOW_PORT, which the server would read as its --port.
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with (include "helixflow.tolerations" . | trim) }}
+tolerations:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- with .Values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- range . }}
+  - {{- toYaml . | nindent 4 }}
+    {{- if not .labelSelector }}
+    labelSelector:
+      matchLabels:
+        {{- include "helixflow.selectorLabels" $ | nindent 8 }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- with .Values.initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+containers:
+  - {{- include "helixflow.container" . | nindent 4 }}
+  {{- with .Values.sidecars }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+volumes:
+  {{- include "helixflow.volumes" . | trim | nindent 2 }}
+{{- end }}
+
+{{- define "helixflow.tolerations" -}}
+{{- if and .Values.gpu.enabled .Values.gpu.toleration }}
+- key: {{ .Values.gpu.resource }}
+  operator: Exists
+  effect: NoSchedule
+{{- end }}
+{{- with .Values.tolerations }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
