@@ -11,6 +11,7 @@ import re
 
 import llguidance
 
+from inference_server.dates import with_calendar_dates
 from inference_server.errors import InvalidRequest
 from inference_server.types import GrammarSpec
 
@@ -41,7 +42,8 @@ def library_grammar(spec: GrammarSpec) -> str:
     try:
         match spec.kind:
             case "json_schema":
-                return llguidance.LLMatcher.grammar_from_json_schema(spec.text, defaults=_JSON_STYLE)
+                schema = _with_calendar_dates(spec.text)
+                return llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_STYLE)
             case "regex":
                 return llguidance.LLMatcher.grammar_from_regex(spec.text)
             case "choice":
@@ -50,6 +52,10 @@ def library_grammar(spec: GrammarSpec) -> str:
                 return llguidance.grammar_from("grammar", spec.text)
     except (ValueError, RecursionError) as error:
         raise refusal(spec, str(error)) from error
+
+
+def _with_calendar_dates(schema: str) -> str:
+    return json.dumps(with_calendar_dates(json.loads(schema))) if '"format"' in schema else schema
 
 
 def check_grammar(spec: GrammarSpec) -> None:

@@ -61,9 +61,9 @@ def test_items_instructions_and_an_answer_that_is_cut(client: openai.OpenAI) -> 
         input=[
             {"role": "user", "content": [{"type": "input_text", "text": "Hello!"}]},
             {"role": "assistant", "content": "Bonjour !"},
-            {"role": "user", "content": "How are you?"},
+            {"role": "user", "content": "Tell me a long story about a dragon."},
         ],
-        max_output_tokens=4,
+        max_output_tokens=2,
     )
     assert response.status == "incomplete"
     assert response.incomplete_details is not None

@@ -35,6 +35,12 @@ def answer_to(server: RunningServer, number: int) -> tuple[dict[str, Any], str, 
     return wanted, choice["message"]["content"], choice["finish_reason"]
 
 
+def may_be_endless(wanted: dict[str, Any]) -> bool:
+    """Whether an answer may be longer than max_tokens: a chain of any length, a fraction of any length."""
+    text = json.dumps(wanted)
+    return any(sign in text for sign in ('"$defs"', '"type": "number"', '"format": "time"'))
+
+
 def check(server: RunningServer, numbers: range) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda number: answer_to(server, number), numbers))
@@ -45,8 +51,7 @@ def check(server: RunningServer, numbers: range) -> None:
         validator = jsonschema.Draft202012Validator(wanted, format_checker=formats)
         validator.validate(json.loads(text))
     cut = [(wanted, text) for wanted, text, reason in answers if reason != "stop"]
-    endless = [text for wanted, text in cut if "$defs" in wanted]  # a chain may be longer than max_tokens
-    assert len(cut) == len(endless), cut
+    assert [(wanted, text) for wanted, text in cut if not may_be_endless(wanted)] == []
     assert len(whole) >= 0.8 * len(answers)
 
 
