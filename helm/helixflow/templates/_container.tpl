@@ -6,13 +6,13 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 args:
   - serve
   - --config=/etc/helixflow/models.yaml
-  - --host={{ .Values.server.host }}
+  - {{ printf "--host=%s" .Values.server.host | quote }}
   - --port={{ .Values.server.port }}
   - --shutdown-timeout={{ .Values.server.shutdownTimeoutSeconds }}s
   - --log-level={{ .Values.server.logLevel }}
   - --log-json
   {{- if .Values.auth.keyFileSecret }}
-  - --api-key-file=/etc/helixflow-keys/{{ .Values.auth.keyFileSecretKey }}
+  - {{ printf "--api-key-file=/etc/helixflow-keys/%s" .Values.auth.keyFileSecretKey | quote }}
   {{- end }}
   {{- if .Values.auth.insecure }}
   - --insecure-no-auth
@@ -73,19 +73,19 @@ volumeMounts:
 - {name: TRITON_CACHE_DIR, value: /cache/kernels/triton}
 - {name: TORCHINDUCTOR_CACHE_DIR, value: /cache/kernels/inductor}
 {{- with .Values.auth }}
-{{- if .existingSecret }}
+{{- if and .existingSecret (not .insecure) }}
 - name: HELIXFLOW_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .secretKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .secretKey | quote }}}}
 {{- if .inferenceSecretKey }}
 - name: HELIXFLOW_INFERENCE_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .inferenceSecretKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .inferenceSecretKey | quote }}}}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- with .Values.huggingface }}
 {{- if .tokenSecret }}
 - name: HF_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ .tokenSecret }}, key: {{ .tokenSecretKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ .tokenSecret | quote }}, key: {{ .tokenSecretKey | quote }}}}
 {{- end }}
 {{- if .offline }}
 - {name: HF_HUB_OFFLINE, value: "1"}

@@ -83,6 +83,17 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end }}
 
+{{- /* Where `helm test` finds a key; empty where the server asks for none, or all that we know is a file of many. */}}
+{{- define "helixflow.testKey" -}}
+{{- if not .Values.auth.insecure }}
+{{- if .Values.test.existingSecret -}}
+{name: {{ .Values.test.existingSecret | quote }}, key: {{ .Values.test.secretKey | quote }}}
+{{- else if .Values.auth.existingSecret -}}
+{name: {{ .Values.auth.existingSecret | quote }}, key: {{ .Values.auth.secretKey | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* "true" where something else than `replicas` decides how many pods there are. */}}
 {{- define "helixflow.isScaled" -}}
 {{- if or .Values.autoscaling.hpa.enabled .Values.autoscaling.keda.enabled }}true{{ end }}
@@ -133,6 +144,9 @@ rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
 {{- if and .enabled (not (or .cpuUtilization .memoryUtilization .podMetrics .externalMetrics)) }}
 {{- fail "autoscaling.hpa: set one of cpuUtilization, memoryUtilization, podMetrics, externalMetrics" }}
 {{- end }}
+{{- end }}
+{{- if and .Values.autoscaling.keda.enabled (lt (int .Values.autoscaling.minReplicas) 1) (not .Values.autoscaling.keda.query) }}
+{{- fail "autoscaling.minReplicas 0: pods that do not exist report no waiting requests, so nothing would ever start one; set autoscaling.keda.query to one that counts in front of them, such as a gateway's" }}
 {{- end }}
 {{- if and .Values.autoscaling.hpa.enabled (lt (int .Values.autoscaling.minReplicas) 1) }}
 {{- fail "autoscaling.minReplicas: a HorizontalPodAutoscaler keeps at least 1 pod; KEDA can go to 0" }}
