@@ -62,7 +62,7 @@ def pins_digest() -> str:
 def fill(folder: Path) -> None:
     """Download everything into a new folder and unpack the programs into its bin/."""
     (folder / "bin").mkdir(parents=True)
-    for name in ("package.json", "package-lock.json"):
+    for name in ("package.json", "package-lock.json", "validate.mjs"):
         shutil.copy(PINS / name, folder)
     subprocess.run(NPM, cwd=folder, check=True, stdout=sys.stderr)
     subprocess.run([*PIP, "-r", str(PINS / "requirements.txt"), "-d", str(folder / "wheels")], check=True)

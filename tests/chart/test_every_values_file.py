@@ -1,0 +1,94 @@
+"""Each values file renders to objects that clusters take, and misspelt objects would be found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from tests.chart.helm import KUBERNETES, VALUES_FILES, Helm, Object, Release
+from tests.chart.schemas import Kubernetes, custom_resource_faults, is_built_in
+
+CUSTOM_KINDS = {
+    "HTTPRoute",
+    "InferencePool",
+    "PodMonitor",
+    "ScaledObject",
+    "ServiceMonitor",
+    "VerticalPodAutoscaler",
+}
+
+
+@pytest.fixture(scope="module")
+def kubernetes(tools: Path) -> Iterator[Kubernetes]:
+    """Schemas of several versions."""
+    schemas = Kubernetes(tools)
+    yield schemas
+    schemas.close()
+
+
+@pytest.fixture(scope="module")
+def releases(helm: Helm) -> dict[Path, Release]:
+    """Every values file, rendered once."""
+    return {file: helm.release(file) for file in VALUES_FILES}
+
+
+def test_there_are_values_files_for_what_the_chart_can_do() -> None:
+    assert len(VALUES_FILES) >= 25
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_takes_every_object(
+    releases: dict[Path, Release], kubernetes: Kubernetes, version: str
+) -> None:
+    faults = {file.stem: kubernetes.faults(release, version) for file, release in releases.items()}
+    assert {name: found for name, found in faults.items() if found} == {}
+
+
+def test_custom_resources_are_what_their_projects_define(releases: dict[Path, Release], tools: Path) -> None:
+    custom = [one for release in releases.values() for one in release if not is_built_in(one)]
+    assert {one["kind"] for one in custom} >= CUSTOM_KINDS
+    assert custom_resource_faults(tools, custom) == []
+
+
+def test_names_and_namespaces_are_right_in_every_object(releases: dict[Path, Release]) -> None:
+    for file, release in releases.items():
+        identities = [(one["kind"], one["metadata"]["name"]) for one in release]
+        assert len(set(identities)) == len(identities), f"{file.stem}: one object twice"
+        assert all(len(name) <= 63 for _, name in identities)
+        extra = [one for one in release if "labels" not in one["metadata"]]
+        namespaces = {one["metadata"]["namespace"] for one in release if one not in extra}
+        assert namespaces == {"models"}
+        assert not extra or file.stem == "extras-values"
+
+
+def test_a_misspelt_field_is_found_in_every_kind(
+    releases: dict[Path, Release], kubernetes: Kubernetes, tools: Path
+) -> None:
+    kinds = {one["kind"]: one for release in releases.values() for one in release if "spec" in one}
+    assert kinds.keys() >= CUSTOM_KINDS | {"Deployment", "Service", "Ingress", "NetworkPolicy", "Pod"}
+    misspelt = [_misspelt(one) for one in kinds.values()]
+    custom = [one for one in misspelt if not is_built_in(one)]
+    assert len(custom_resource_faults(tools, custom)) == len(custom)
+    for one in misspelt:
+        if is_built_in(one):
+            assert kubernetes.faults([one], "1.34") != [], one["kind"]
+
+
+def _misspelt(one: Object) -> Object:
+    changed = deepcopy(one)
+    changed["spec"]["sellector"] = {}
+    return changed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", VALUES_FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_both_helms_agree_for_every_version_of_kubernetes(
+    helm: Helm, helm_3: Helm, kubernetes: Kubernetes, file: Path, version: str
+) -> None:
+    release = helm_3.release(file, kubernetes=version)
+    assert release == helm.release(file, kubernetes=version)
+    assert kubernetes.faults(release, version) == []
