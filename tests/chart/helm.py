@@ -19,7 +19,7 @@ KUBERNETES = ("1.29", "1.31", "1.34", "1.37")
 Object = dict[str, Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Helm did not render the chart; the text is what it said."""
 
 
@@ -56,7 +56,7 @@ class Helm:
     program: Path
 
     def text(self, *files: Path, values: Mapping[str, Any] | None = None, kubernetes: str = "1.34") -> str:
-        """What `helm template` prints for values files and values; Refused if it prints an error instead."""
+        """What `helm template` prints for values files and values; RefusedError if it renders nothing."""
         command = [str(self.program), "template", "demo", str(CHART), "--namespace", "models"]
         command += ["--kube-version", f"{kubernetes}.0"]
         for file in files:
@@ -66,7 +66,7 @@ class Helm:
             command, input=json.dumps(values or {}), capture_output=True, text=True, check=False, timeout=60
         )
         if done.returncode != 0:
-            raise Refused(done.stderr)
+            raise RefusedError(done.stderr)
         return done.stdout
 
     def release(self, *files: Path, kubernetes: str = "1.34", **values: Any) -> Release:

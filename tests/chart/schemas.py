@@ -17,7 +17,9 @@ from tests.chart.helm import Object
 
 OWN_SCHEMAS = Path(__file__).parent / "custom_resources"
 # Objects that a cluster itself knows; all others are custom resources.
-_BUILT_IN = re.compile(r"^([a-z]+/)?v[0-9a-z]+$|^(autoscaling|policy)/|\.authorization\.k8s\.io/|^networking\.k8s\.io/")
+_BUILT_IN = re.compile(
+    r"^([a-z]+/)?v[0-9a-z]+$|^(autoscaling|policy)/|\.authorization\.k8s\.io/|^networking\.k8s\.io/"
+)
 
 
 class Kubernetes:
