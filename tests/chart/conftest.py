@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chart.helm import REPOSITORY, Helm
+from tests.chart.helm import REPOSITORY, VALUES_FILES, Helm, Releases
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +35,11 @@ def helm(tools: Path) -> Helm:
 def helm_3(tools: Path) -> Helm:
     """Helm 3."""
     return Helm(tools / "bin" / "helm-3")
+
+
+@pytest.fixture(scope="session")
+def releases(helm: Helm) -> Releases:
+    """What every values file comes to, by its name without `-values.yaml`; not to be changed."""
+    return {
+        file.stem.removesuffix("-values").removeprefix("values-"): helm.release(file) for file in VALUES_FILES
+    }

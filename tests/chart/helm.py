@@ -49,6 +49,9 @@ class Release(list[Object]):
         return container
 
 
+Releases = dict[str, Release]  # by the name of their values file
+
+
 @dataclass(frozen=True)
 class Helm:
     """One version of helm."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chart.helm import KUBERNETES, VALUES_FILES, Helm, Object, Release
+from tests.chart.helm import KUBERNETES, VALUES_FILES, Helm, Object, Releases
 from tests.chart.schemas import Kubernetes, custom_resource_faults, is_built_in
 
 CUSTOM_KINDS = {
@@ -29,43 +29,35 @@ def kubernetes(tools: Path) -> Iterator[Kubernetes]:
     schemas.close()
 
 
-@pytest.fixture(scope="module")
-def releases(helm: Helm) -> dict[Path, Release]:
-    """Every values file, rendered once."""
-    return {file: helm.release(file) for file in VALUES_FILES}
-
-
 def test_there_are_values_files_for_what_the_chart_can_do() -> None:
     assert len(VALUES_FILES) >= 25
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_kubernetes_takes_every_object(
-    releases: dict[Path, Release], kubernetes: Kubernetes, version: str
-) -> None:
-    faults = {file.stem: kubernetes.faults(release, version) for file, release in releases.items()}
+def test_kubernetes_takes_every_object(releases: Releases, kubernetes: Kubernetes, version: str) -> None:
+    faults = {name: kubernetes.faults(release, version) for name, release in releases.items()}
     assert {name: found for name, found in faults.items() if found} == {}
 
 
-def test_custom_resources_are_what_their_projects_define(releases: dict[Path, Release], tools: Path) -> None:
+def test_custom_resources_are_what_their_projects_define(releases: Releases, tools: Path) -> None:
     custom = [one for release in releases.values() for one in release if not is_built_in(one)]
     assert {one["kind"] for one in custom} >= CUSTOM_KINDS
     assert custom_resource_faults(tools, custom) == []
 
 
-def test_names_and_namespaces_are_right_in_every_object(releases: dict[Path, Release]) -> None:
-    for file, release in releases.items():
+def test_names_and_namespaces_are_right_in_every_object(releases: Releases) -> None:
+    for name, release in releases.items():
         identities = [(one["kind"], one["metadata"]["name"]) for one in release]
-        assert len(set(identities)) == len(identities), f"{file.stem}: one object twice"
-        assert all(len(name) <= 63 for _, name in identities)
+        assert len(set(identities)) == len(identities), f"{name}: one object twice"
+        assert all(len(one) <= 63 for _, one in identities)
         extra = [one for one in release if "labels" not in one["metadata"]]
         namespaces = {one["metadata"]["namespace"] for one in release if one not in extra}
         assert namespaces == {"models"}
-        assert not extra or file.stem == "extras-values"
+        assert not extra or name == "extras"
 
 
 def test_a_misspelt_field_is_found_in_every_kind(
-    releases: dict[Path, Release], kubernetes: Kubernetes, tools: Path
+    releases: Releases, kubernetes: Kubernetes, tools: Path
 ) -> None:
     kinds = {one["kind"]: one for release in releases.values() for one in release if "spec" in one}
     assert kinds.keys() >= CUSTOM_KINDS | {"Deployment", "Service", "Ingress", "NetworkPolicy", "Pod"}

@@ -58,9 +58,16 @@ volumes:
 
 {{- define "helixflow.tolerations" -}}
 {{- if and .Values.gpu.enabled .Values.gpu.toleration }}
-- key: {{ .Values.gpu.resource }}
+{{- $taints := list .Values.gpu.resource }}
+{{- if hasPrefix "nvidia.com/mig-" .Values.gpu.resource }}
+{{- /* Nodes carry the taint of whole GPUs, whatever they are cut into. */}}
+{{- $taints = prepend $taints "nvidia.com/gpu" }}
+{{- end }}
+{{- range $taints }}
+- key: {{ . }}
   operator: Exists
   effect: NoSchedule
+{{- end }}
 {{- end }}
 {{- with .Values.tolerations }}
 {{ toYaml . }}
