@@ -28,8 +28,7 @@ class Release(list[Object]):
 
     def all(self, kind: str, component: str = "server") -> list[Object]:
         """All objects of a kind that belong to a component."""
-        label = "app.kubernetes.io/component"
-        return [one for one in self if one["kind"] == kind and one["metadata"]["labels"][label] == component]
+        return [one for one in self if one["kind"] == kind and _component(one) == component]
 
     def one(self, kind: str, component: str = "server") -> Object:
         """The only object of a kind."""
@@ -47,6 +46,11 @@ class Release(list[Object]):
         """The server's container."""
         container: Object = self.pod["containers"][0]
         return container
+
+
+def _component(one: Object) -> str | None:
+    labels: dict[str, str] = one["metadata"].get("labels", {})
+    return labels.get("app.kubernetes.io/component")
 
 
 Releases = dict[str, Release]  # by the name of their values file

@@ -2,7 +2,7 @@
 {{- define "helixflow.podSpec" -}}
 serviceAccountName: {{ include "helixflow.serviceAccountName" . }}
 automountServiceAccountToken: false
-# Without this a service named helixflow gives every pod a variable HELIXFLOW_PORT, which the server would read as its --port.
+# Links would be variables such as HELIXFLOW_PORT for every service of the namespace, beside the server's own.
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
 securityContext:
