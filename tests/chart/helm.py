@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,25 @@ class Helm:
 
     def text(self, *files: Path, values: Mapping[str, Any] | None = None, kubernetes: str = "1.34") -> str:
         """What `helm template` prints for values files and values; RefusedError if it renders nothing."""
-        command = [str(self.program), "template", "demo", str(CHART), "--namespace", "models"]
-        command += ["--kube-version", f"{kubernetes}.0"]
+        arguments = ["--kube-version", f"{kubernetes}.0"]
         for file in files:
-            command += ["--values", str(file)]
-        command += ["--values", "-"]
+            arguments += ["--values", str(file)]
+        return self._run(("template", "demo", *arguments), values)
+
+    def release(self, *files: Path, kubernetes: str = "1.34", **values: Any) -> Release:
+        """The objects of a release."""
+        text = self.text(*files, values=values, kubernetes=kubernetes)
+        return Release(one for one in yaml.load_all(text, yaml.CSafeLoader) if one)
+
+    def notes(self, **values: Any) -> str:
+        """What an operator reads after the installation. Helm 4 only: helm 3 asks a cluster for that."""
+        return self._run(("install", "demo", "--dry-run=client"), values).partition("\nNOTES:\n")[2]
+
+    def _run(self, arguments: Sequence[str], values: Mapping[str, Any] | None) -> str:
+        command = [str(self.program), *arguments, str(CHART), "--namespace", "models", "--values", "-"]
         done = subprocess.run(
             command, input=json.dumps(values or {}), capture_output=True, text=True, check=False, timeout=60
         )
         if done.returncode != 0:
             raise RefusedError(done.stderr)
         return done.stdout
-
-    def release(self, *files: Path, kubernetes: str = "1.34", **values: Any) -> Release:
-        """The objects of a release."""
-        text = self.text(*files, values=values, kubernetes=kubernetes)
-        return Release(one for one in yaml.load_all(text, yaml.CSafeLoader) if one)

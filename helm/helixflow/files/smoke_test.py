@@ -1,6 +1,7 @@
 """What `helm test` runs in the cluster: the list of models, one completion and one stream of a release.
 
-Reads BASE_URL, MODEL (empty: the first listed), TIMEOUT_S and, where there is one, API_KEY. Knows nothing of Kubernetes.
+Reads BASE_URL, MODEL (empty: the first listed), TIMEOUT_S and, where there is one, API_KEY. Knows nothing of
+Kubernetes.
 """
 
 from __future__ import annotations
