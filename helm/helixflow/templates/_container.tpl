@@ -39,7 +39,7 @@ readinessProbe:
 livenessProbe:
   httpGet: {path: /health/live, port: http}
   {{- toYaml .Values.probes.liveness | nindent 2 }}
-{{- if .Values.server.preStopSeconds }}
+{{- if gt (int .Values.server.preStopSeconds) 0 }}
 lifecycle:
   preStop:
     exec:

@@ -128,7 +128,7 @@ rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
 {{- end }}
 {{- end }}
 
-{{- /* What no schema can say, because it compares values. */}}
+{{- /* What no schema can say, because it compares values. Numbers go through `int`: helm 3.18 takes a bare 0 for true. */}}
 {{- define "helixflow.validate" -}}
 {{- $least := add .Values.server.preStopSeconds .Values.server.shutdownTimeoutSeconds }}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int $least) }}
@@ -141,7 +141,7 @@ rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
 {{- fail "autoscaling.minReplicas must not be more than autoscaling.maxReplicas" }}
 {{- end }}
 {{- with .Values.autoscaling.hpa }}
-{{- if and .enabled (not (or .cpuUtilization .memoryUtilization .podMetrics .externalMetrics)) }}
+{{- if and .enabled (not (or (gt (int .cpuUtilization) 0) (gt (int .memoryUtilization) 0) .podMetrics .externalMetrics)) }}
 {{- fail "autoscaling.hpa: set one of cpuUtilization, memoryUtilization, podMetrics, externalMetrics" }}
 {{- end }}
 {{- end }}
