@@ -1,0 +1,95 @@
+"""How many pods there are, who decides it, and who may take them away."""
+
+from __future__ import annotations
+
+from tests.chart.helm import Helm, Releases
+
+
+def test_nobody_scales_unless_asked(helm: Helm) -> None:
+    release = helm.release(replicas=3)
+    assert release.one("Deployment")["spec"]["replicas"] == 3
+    assert release.all("HorizontalPodAutoscaler") == release.all("ScaledObject") == []
+    assert release.all("VerticalPodAutoscaler") == []
+
+
+def test_whoever_scales_owns_the_number_of_pods(releases: Releases) -> None:
+    for name, kind in (("keda", "ScaledObject"), ("hpa", "HorizontalPodAutoscaler")):
+        release = releases[name]
+        assert "replicas" not in release.one("Deployment")["spec"]
+        reference = release.one(kind)["spec"]["scaleTargetRef"]
+        deployment = release.one("Deployment")
+        assert reference["name"] == deployment["metadata"]["name"]
+        assert (reference["apiVersion"], reference["kind"]) == (deployment["apiVersion"], "Deployment")
+
+
+def test_keda_and_hpa_are_never_together(releases: Releases) -> None:
+    for release in releases.values():
+        assert not (release.all("ScaledObject") and release.all("HorizontalPodAutoscaler"))
+
+
+def test_keda_counts_the_waiting_requests_of_this_release(releases: Releases) -> None:
+    scaled = releases["keda"].one("ScaledObject")["spec"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (2, 8)
+    (trigger,) = scaled["triggers"]
+    query = 'sum(vllm:num_requests_waiting{namespace="models",pod=~"demo-helixflow-.*"})'
+    assert trigger["metadata"]["query"] == query
+    assert trigger["metadata"]["threshold"] == "5"
+    assert trigger["authenticationRef"] == {"name": "prometheus"}
+    assert scaled["fallback"] == {"failureThreshold": 3, "replicas": 1}
+    behavior = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 300
+
+
+def test_keda_can_go_to_zero_with_a_query_of_ones_own(releases: Releases) -> None:
+    scaled = releases["keda-zero"].one("ScaledObject")["spec"]
+    assert scaled["minReplicaCount"] == 0
+    assert "envoy_cluster_upstream_rq_total" in scaled["triggers"][0]["metadata"]["query"]
+    assert "fallback" not in scaled
+    assert "advanced" not in scaled
+
+
+def test_an_hpa_takes_all_kinds_of_metrics(releases: Releases) -> None:
+    hpa = releases["hpa-guide"].one("HorizontalPodAutoscaler")["spec"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (5, 100)
+    by_type = {(one["type"], one.get("resource", {}).get("name")): one for one in hpa["metrics"]}
+    assert by_type["Resource", "cpu"]["resource"]["target"]["averageUtilization"] == 70
+    assert by_type["Resource", "memory"]["resource"]["target"]["averageUtilization"] == 80
+    pods = by_type["Pods", None]["pods"]
+    assert pods == {
+        "metric": {"name": "http_requests_per_second"},
+        "target": {"type": "AverageValue", "averageValue": "2000"},
+    }
+    external = by_type["External", None]["external"]
+    assert external["metric"]["name"] == "cloudwatch.aws.com/request_count"
+    assert external["metric"]["selector"] == {"matchLabels": {"service": "helixflow"}}
+    assert external["target"] == {"type": "Value", "value": "10000"}
+    assert hpa["behavior"]["scaleUp"]["policies"][1] == {"type": "Pods", "value": 10, "periodSeconds": 60}
+
+
+def test_a_vertical_autoscaler_only_recommends_unless_told_otherwise(releases: Releases) -> None:
+    vpa = releases["vpa"].one("VerticalPodAutoscaler")["spec"]
+    assert vpa["updatePolicy"] == {"updateMode": "Off"}
+    (policy,) = vpa["resourcePolicy"]["containerPolicies"]
+    assert policy["containerName"] == "helixflow"
+    assert policy["maxAllowed"] == {"cpu": "16", "memory": "64Gi"}
+
+
+def test_the_cluster_autoscaler_leaves_loaded_pods_alone(releases: Releases) -> None:
+    def annotation(name: str) -> str:
+        pod = releases[name].one("Deployment")["spec"]["template"]
+        text: str = pod["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"]
+        return text
+
+    assert annotation("default") == "false"
+    assert annotation("vpa") == "true"
+
+
+def test_a_budget_protects_several_pods_and_never_a_single_one(helm: Helm, releases: Releases) -> None:
+    assert helm.release().all("PodDisruptionBudget") == []
+    assert helm.release(autoscaling={"keda": {"enabled": True}}).all("PodDisruptionBudget") == []
+    assert helm.release(replicas=2, podDisruptionBudget={"enabled": False}).all("PodDisruptionBudget") == []
+    for file, allowed in (("gpu-many", "25%"), ("keda", 1)):
+        release = releases[file]
+        budget = release.one("PodDisruptionBudget")["spec"]
+        assert budget["maxUnavailable"] == allowed
+        assert budget["selector"] == release.one("Deployment")["spec"]["selector"]
