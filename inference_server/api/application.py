@@ -17,6 +17,7 @@ from inference_server.api.context import ApiContext, Reload
 from inference_server.api.disconnect import ClientDisconnected
 from inference_server.api.errors import envelope, error_response
 from inference_server.api.middleware.access import AccessMiddleware
+from inference_server.api.middleware.compression import CompressionMiddleware
 from inference_server.api.middleware.observation import ObservationMiddleware
 from inference_server.api.replica_load import replica_load
 from inference_server.api.routes import (
@@ -83,6 +84,7 @@ def build_application(
                 bound_host=settings.host,
                 root_path=settings.root_path,
             ),
+            Middleware(CompressionMiddleware),
         ],
         exception_handlers={
             HelixFlowError: _known_error,
