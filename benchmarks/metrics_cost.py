@@ -1,4 +1,4 @@
-"""What counting costs on the hot path: microseconds per step, token and request, and the share of a token's cost.
+"""What counting costs on the hot path: microseconds per step, token and request, and the share of it all.
 
 The table times the calls alone, best of several rounds, with everything that a request and a step count.
 The line below it sets them beside all that the server process does for a token: a server of its own streams

@@ -1,8 +1,8 @@
 """What scrapes cost the server: milliseconds of its processor time per page, and how long a page takes.
 
 A server of its own with scripted models is asked for `/livez` (the floor: what any request costs),
-`/metrics/epp` and `/metrics`, each so many times a second (an endpoint picker's 20) for some seconds; then again
-for `/metrics/epp` while a model loads. Processor time is that of the server process's threads
+`/metrics/epp` and `/metrics`, each so many times a second (an endpoint picker's 20) for some seconds; then
+again for `/metrics/epp` while a model loads. Processor time is that of the server process's threads
 (/proc/PID/task/*/schedstat), less what the same seconds cost without any scrape.
 
 `python -m benchmarks.scrape_cost [--models N] [--seconds S] [--rate HZ]`
