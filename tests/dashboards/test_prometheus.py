@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from scripts.dashboards.models import STATES
 from tests.dashboards.load import leave_early, sleep_and_wake, used_server
 from tests.dashboards.promql import Asked, asked_by_dashboards, asked_by_rules
 from tests.dashboards.running_prometheus import JOB, RunningPrometheus, running_prometheus
@@ -41,7 +42,7 @@ def put_under_load(demo: RunningServer, scripted: RunningServer) -> None:
     """Everything again and again: answers, swaps, sleeps, faults, and clients that leave."""
     ends_s = time.monotonic() + LOAD_S
     while time.monotonic() < ends_s:
-        assert demo.chat(REPETITIVE, max_tokens=24).status_code == 200
+        assert demo.chat(REPETITIVE, model="demo", max_tokens=24).status_code == 200
         for model in ("one", "two", "three", "one"):
             assert scripted.chat("hello", model=model).status_code == 200
         sleep_and_wake(scripted, "one")
@@ -57,6 +58,20 @@ def test_every_query_of_every_panel_returns_data(prometheus: RunningPrometheus, 
 def test_a_query_for_what_is_not_there_returns_none(prometheus: RunningPrometheus) -> None:
     (asked, *_) = asked_by_dashboards()
     assert prometheus.finite_values(asked.filled(window="10s", job="another"), WINDOW_S) == []
+
+
+def test_the_timeline_shows_each_models_state_by_its_number(prometheus: RunningPrometheus) -> None:
+    (timeline,) = (asked for asked in asked_by_dashboards() if "Who is in memory" in asked.where)
+    number_of = {state: number for number, (state, _) in enumerate(STATES, start=1)}
+
+    def numbers(model: str) -> set[float]:
+        expr = timeline.filled(window="10s", job=JOB, model=model)
+        return set(prometheus.finite_values(expr, WINDOW_S))
+
+    assert numbers("demo") == {number_of["ready"]}
+    assert numbers("broken") == {number_of["failed"]}
+    assert numbers("one") <= {0.0, *map(float, number_of.values())}
+    assert len(numbers("one")) > 1  # it comes and goes
 
 
 def test_prometheus_has_scraped_and_reckoned_without_an_error(prometheus: RunningPrometheus) -> None:
