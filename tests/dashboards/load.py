@@ -18,7 +18,7 @@ from tests.server.running import RunningServer, running_server
 TALKERS = ("one", "two", "three")
 MODELS = (*TALKERS, "broken", "embedder")
 CONFIG = """
-memory: {host: 13MiB}
+memory: {host: 9MiB}
 models:
   one: {source: 'scripted:?output_tokens=24&step_ms=2&prompt_faults=1', aliases: [first], preload: true}
   two: {source: 'scripted:?output_tokens=24&step_ms=2&load_ms=50'}

@@ -78,7 +78,7 @@ def test_the_load_has_left_its_traces(server: RunningServer, page: str) -> None:
     assert value("helixflow_requests_total", model="one", outcome="refused") == 1
     assert value("helixflow_requests_total", model="one", outcome="cancelled") == 1
     assert value("helixflow_requests_total", model="two", outcome="ok") == 2
-    assert value("helixflow_model_evictions_total", model="one", reason="memory") == 1
+    assert value("helixflow_model_evictions_total", model="one", reason="memory") >= 1
     assert value("helixflow_model_loads_total", model="broken", result="failed") == 1
     assert value("helixflow_model_wake_duration_seconds_count", model="one") == 1
     assert value("helixflow_memory_reserved_bytes", device="cpu") > 0
