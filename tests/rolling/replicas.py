@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ class Replica:
         self.port = free_port()
         self._config = folder / f"models.{self.port}.yaml"
         self._config.write_text(models, encoding="utf-8")
-        self.server = self._start()
+        self.server = self._started()
 
     def wait_until_ready(self) -> None:
         """Returns when /readyz answers 200."""
@@ -29,9 +28,13 @@ class Replica:
         told_s = time.monotonic()
         assert self.server.stop() == 0, self.server.log
         took_s = time.monotonic() - told_s
-        self.server = self._start()
+        self.start()
         self.wait_until_ready()
         return took_s
+
+    def start(self) -> None:
+        """Anew, after its end."""
+        self.server = self._started()
 
     def num_served(self) -> int:
         """Requests that ended well since its start."""
@@ -39,15 +42,11 @@ class Replica:
         served = [line for line in lines if line.startswith("vllm:request_success_total{")]
         return int(sum(float(line.rpartition(" ")[2]) for line in served))
 
-    def freeze(self) -> None:
-        """It takes connections and answers nothing."""
-        self.server.signal(signal.SIGSTOP)
-
     def kill(self) -> None:
         """Its port refuses connections."""
         self.server.process.kill()
         self.server.process.wait()
         self.server.client.close()
 
-    def _start(self) -> RunningServer:
+    def _started(self) -> RunningServer:
         return RunningServer(self._config, *FLAGS, port=self.port)
