@@ -1,4 +1,4 @@
-"""Replicas that leave, break, freeze or die behind the proxies: what is asked again, and what clients notice."""
+"""Replicas that leave, break, freeze or die behind the proxies: who is asked then, and what clients notice."""
 
 from __future__ import annotations
 
