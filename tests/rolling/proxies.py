@@ -6,6 +6,7 @@ Only addresses are replaced: where they listen, and which replicas they have in 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -58,6 +59,7 @@ class Proxy:
         self.process.wait()
 
 
+@functools.cache
 def tools() -> Path:
     """The folder with `envoy` and `haproxy`; skips the test where they cannot be had."""
     script = ROOT / "scripts/fetch_proxies.py"
@@ -112,6 +114,19 @@ def haproxy(
     written.write_text(text, encoding="utf-8")
     command = [str(tools() / "haproxy"), "-db", "-f", str(written)]
     yield from _running(Proxy("haproxy", command, port, folder, BIND=f"127.0.0.1:{port}", **env))
+
+
+@contextlib.contextmanager
+def proxies(
+    folder: Path, here: Sequence[int], elsewhere: Sequence[int] = (), *, slow_checks: bool = False
+) -> Iterator[tuple[Proxy, Proxy]]:
+    """Both, over the same replicas."""
+    regions = [here, elsewhere] if elsewhere else [here]
+    with (
+        envoy(folder, *regions, slow_checks=slow_checks) as first,
+        haproxy(folder, here, elsewhere, slow_checks=slow_checks) as second,
+    ):
+        yield first, second
 
 
 def _running(proxy: Proxy) -> Iterator[Proxy]:

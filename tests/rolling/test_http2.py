@@ -8,23 +8,28 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.rolling.conftest import Replicas
-from tests.rolling.proxies import Proxy, envoy, haproxy
+from tests.rolling.proxies import Proxy, proxies
+from tests.rolling.replicas import Replica
 
 MODELS = "models: {slow: {source: 'scripted:?output_tokens=100000&step_ms=50', preload: true}}\n"
 STEP_S = 0.05
 
 
-@pytest.fixture(params=[envoy, haproxy], ids=["envoy", "haproxy"])
-def proxy(request: pytest.FixtureRequest, replicas: Replicas, tmp_path: Path) -> Iterator[Proxy]:
-    (replica,) = replicas(MODELS)
-    with request.param(tmp_path, [replica.port]) as running:
-        yield running
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, Proxy]]:
+    """Both proxies over one replica."""
+    folder = tmp_path_factory.mktemp("http2")
+    replica = Replica(folder, MODELS)
+    try:
+        replica.wait_until_ready()
+        with proxies(folder, [replica.port]) as through:
+            yield through
+    finally:
+        replica.kill()
 
 
 @asynccontextmanager
@@ -63,9 +68,12 @@ async def arrivals(client: httpx.AsyncClient, num_tokens: int) -> list[float]:
     return times
 
 
-def test_streams_share_a_connection_and_no_proxy_holds_their_tokens_back(proxy: Proxy) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["envoy", "haproxy"])
+def test_streams_share_a_connection_and_no_proxy_holds_their_tokens_back(
+    through: tuple[Proxy, Proxy], which: int
+) -> None:
     async def scenario() -> None:
-        async with client(proxy) as http2:
+        async with client(through[which]) as http2:
             whole = http2.post("/v1/chat/completions", json=body(4, stream=False))
             *streams, answer = await asyncio.gather(*(arrivals(http2, 20) for _ in range(3)), whole)
         assert answer.json()["usage"]["completion_tokens"] == 4
@@ -78,9 +86,12 @@ def test_streams_share_a_connection_and_no_proxy_holds_their_tokens_back(proxy: 
     asyncio.run(scenario())
 
 
-def test_what_is_about_one_replica_is_not_to_be_had_through_the_proxy(proxy: Proxy) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["envoy", "haproxy"])
+def test_what_is_about_one_replica_is_not_to_be_had_through_the_proxy(
+    through: tuple[Proxy, Proxy], which: int
+) -> None:
     async def scenario() -> None:
-        async with client(proxy) as http2:
+        async with client(through[which]) as http2:
             for path in ("/metrics", "/metrics/epp", "/models", "/models/load", "/api/ps", "/v1/../metrics"):
                 assert (await http2.get(path)).status_code == 404, path
             assert (await http2.get("/v1/models")).json()["data"][0]["id"] == "slow"

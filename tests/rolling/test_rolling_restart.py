@@ -10,7 +10,7 @@ import pytest
 
 from tests.rolling.conftest import TALKER, Replicas
 from tests.rolling.load import load
-from tests.rolling.proxies import envoy, haproxy
+from tests.rolling.proxies import proxies
 from tests.rolling.replicas import Replica
 
 logger = logging.getLogger(__name__)  # --log-cli-level=INFO shows the figures
@@ -33,8 +33,7 @@ def test_a_rolling_restart_fails_no_request(replicas: Replicas, tmp_path: Path, 
     ports = [replica.port for replica in pair]
     ends_s: list[float] = []
     with (
-        envoy(tmp_path, ports) as first,
-        haproxy(tmp_path, ports) as second,
+        proxies(tmp_path, ports) as (first, second),
         load(first.url) as through_envoy,
         load(second.url) as through_haproxy,
     ):
