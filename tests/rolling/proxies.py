@@ -108,7 +108,7 @@ def haproxy(
     env = {f"REPLICA_{number}": f"127.0.0.1:{place}" for number, place in enumerate(ports, 1)}
     text = HAPROXY_CONFIG.read_text(encoding="utf-8")
     if slow_checks:
-        text = text.replace("inter 500ms fastinter 200ms downinter 1s", "inter 600s")
+        text = text.replace("inter 500ms fastinter 200ms", "inter 600s")
         assert "600s" in text
     written = folder / f"haproxy.{port}.cfg"
     written.write_text(text, encoding="utf-8")
