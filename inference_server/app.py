@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from inference_server import __version__
 from inference_server.access.configured import configured_keys
 from inference_server.access.gate import Gate
 from inference_server.api.application import build_application
+from inference_server.api.connection import ConnectionLimits, GuardedProtocol
 from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
@@ -185,7 +187,7 @@ class _HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 application,
-                http="httptools",
+                http=functools.partial(GuardedProtocol, limits=_limits(settings)),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -205,6 +207,15 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the composition root's."""
         yield
+
+
+def _limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        max_header_bytes=settings.max_header_bytes,
+        header_timeout_s=settings.header_timeout,
+        body_timeout_s=settings.body_timeout,
+        send_timeout_s=settings.send_timeout,
+    )
 
 
 @contextlib.contextmanager

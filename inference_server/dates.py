@@ -6,8 +6,9 @@ validator nor most languages' date types take. Each schema with such a format ge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
+
+from inference_server.json_schema import map_schemas
 
 _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # 0001 to 9999
 _LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
@@ -17,31 +18,19 @@ _DAY = f"({_LONG_MONTHS}|{_SHORT_MONTHS}|02-(0[1-9]|1[0-9]|2[0-8]))"
 _DATE = f"({_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
 _PATTERNS = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}[Tt]"}
 
-# Where a JSON schema holds further schemas: under names, in a list, alone. Everything else is data.
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-_LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
-_ALONE = frozenset({"items", "additionalProperties", "not", "if", "then", "else", "contains"})
-
 
 def with_calendar_dates(schema: Any) -> Any:
     """The schema, each `format: date` and `date-time` in it held to the calendar; never changes its argument.
 
     Raises RecursionError for a schema nested as deeply as Python's stack.
     """
-    if not isinstance(schema, Mapping):
-        return schema
-    held = {key: _held(key, value) for key, value in schema.items()}
+    return map_schemas(schema, _held_to_the_calendar)
+
+
+def _held_to_the_calendar(schema: dict[str, Any]) -> dict[str, Any]:
     form = schema.get("format")
     pattern = _PATTERNS.get(form) if isinstance(form, str) else None
-    if pattern is not None:
-        others = held.get("allOf")
-        held["allOf"] = [*(others if isinstance(others, list) else []), {"pattern": pattern}]
-    return held
-
-
-def _held(keyword: str, value: Any) -> Any:
-    if keyword in _NAMED and isinstance(value, Mapping):
-        return {name: with_calendar_dates(inner) for name, inner in value.items()}
-    if keyword in _LISTED and isinstance(value, list):
-        return [with_calendar_dates(inner) for inner in value]
-    return with_calendar_dates(value) if keyword in _ALONE else value
+    if pattern is None:
+        return schema
+    others = schema.get("allOf")
+    return {**schema, "allOf": [*(others if isinstance(others, list) else []), {"pattern": pattern}]}

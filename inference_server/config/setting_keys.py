@@ -144,6 +144,12 @@ _SWAPPING = (
 )
 _LIMITS = (
     Key("max_body_bytes", kinds.size(1024), "largest request body"),
+    Key("max_header_bytes", kinds.size(1024), "largest request line and headers; more get a 431"),
+    Key("header_timeout", kinds.duration(), "a client that sends its headers more slowly is cut off"),
+    Key("body_timeout", kinds.duration(), "a client that sends its body more slowly is cut off"),
+    Key(
+        "send_timeout", kinds.duration(), "a client that leaves what it was sent unread for longer is cut off"
+    ),
     Key("request_timeout", kinds.duration(), "a request that takes longer gets a 504"),
     Key("load_timeout", kinds.duration(), "a model load that takes longer has failed"),
     Key("hang_timeout", kinds.duration(), "a worker that is silent for longer is replaced"),

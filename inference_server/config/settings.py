@@ -73,6 +73,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_swap_wait: float = 10.0
     cache_dir: str = msgspec.field(default_factory=default_cache_dir)
     max_body_bytes: int = 2 * 1024 * 1024
+    max_header_bytes: int = 16 * 1024
+    header_timeout: float = 10.0
+    body_timeout: float = 30.0
+    send_timeout: float = 30.0
     request_timeout: float = 600.0
     load_timeout: float = 600.0
     hang_timeout: float = 120.0

@@ -201,12 +201,13 @@ def _generation(
                 )
             )
     end = encoded.template.decode(encoded.prompts[-1][1][-PROMPT_END_TOKENS:], skip_special_tokens=False)
+    use, has_form = request.tool_use, request.sampling.grammar is not None
     return Generation(
         tuple(prompts),
         tuple(answers),
         request.num_answers,
         fingerprint(lease.plan),
-        lambda: None if spelling is None else parser_for(spelling, request.tool_use, prompt_end=end),
+        lambda: None if spelling is None else parser_for(spelling, use, prompt_end=end, has_form=has_form),
     )
 
 

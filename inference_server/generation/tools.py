@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inference_server.json_schema import map_schemas
 from inference_server.types import GrammarSpec
 
 Tool = Mapping[str, Any]
@@ -75,16 +76,16 @@ def _parameters(tool: Tool) -> Mapping[str, Any]:
     return {**_ANY_OBJECT, **found} if found else _ANY_OBJECT
 
 
-def _moved(schema: Any, place: str) -> Any:
+def _moved(schema: Mapping[str, Any], place: str) -> Any:
     """The schema with its references to itself as they are from a place within another one."""
-    if isinstance(schema, Mapping):
-        return {
-            key: place + value[1:]
-            if key == "$ref" and isinstance(value, str) and value.startswith("#")
-            else _moved(value, place)
-            for key, value in schema.items()
-        }
-    return [_moved(entry, place) for entry in schema] if isinstance(schema, list) else schema
+
+    def moved(inner: dict[str, Any]) -> dict[str, Any]:
+        target = inner.get("$ref")
+        if not isinstance(target, str) or not target.startswith("#"):
+            return inner
+        return {**inner, "$ref": place + target[1:]}
+
+    return map_schemas(schema, moved)
 
 
 # ---------------------------------------------------------------- for templates that know no tools

@@ -141,6 +141,59 @@ def test_a_demanded_call_is_held_to_by_a_grammar_and_streams_its_arguments(tmp_p
     asyncio.run(scenario())
 
 
+def test_halves_of_characters_in_calls_harm_nobody(tmp_path: Path) -> None:
+    half = '{"a": "\\ud800"}'
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        worker.reply = f'<tool_call>{{"name": "add", "arguments": {half}}}</tool_call>'.encode()
+        call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": half}}
+        past = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, USER]
+        response = await server.chat(messages=past, tools=[ADD])
+        assert response.status_code == 200, response.text
+        (answered,) = response.json()["choices"][0]["message"]["tool_calls"]
+        assert json.loads(answered["function"]["arguments"]) == {"a": "\ufffd"}
+        streamed, reason = await stream(server, tools=[ADD])
+        assert (streamed["tool_calls"], reason) == ([answered["function"]], "tool_calls")
+
+    asyncio.run(scenario())
+
+
+def test_data_in_a_tools_schema_that_looks_like_a_reference_stays_as_it_is(tmp_path: Path) -> None:
+    data = {"enum": [{"$ref": "#/a"}], "default": {"$ref": "#/b"}}
+    named = {"type": "object", "properties": {"$ref": {"type": "string"}, "x": data}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": named}}
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        worker.reply = b'[{"name": "f", "arguments": {}}]'
+        await ask(server, tools=[tool], tool_choice="required")
+        grammar = worker.seen[0].sampling.grammar
+        assert grammar is not None
+        assert json.loads(grammar.text)["$defs"]["tool_0"] == named
+
+    asyncio.run(scenario())
+
+
+def test_a_form_is_content_even_where_the_template_opens_a_thought(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec(reasoning_parser="think"))
+        (await server.warm()).reply = b'{"a": 1}'
+        opened = {"messages": [USER, {"role": "assistant", "content": "<think>"}]}
+        fields = {"continue_final_message": True, "add_generation_prompt": False}
+        form = {"response_format": {"type": "json_object"}}
+        response = await server.chat(**opened, **fields, **form)
+        assert response.status_code == 200, response.text
+        message = response.json()["choices"][0]["message"]
+        assert message["content"] == '{"a": 1}'
+        response = await server.chat(**opened, **fields)
+        assert response.json()["choices"][0]["message"]["reasoning_content"] == '{"a": 1}'
+
+    asyncio.run(scenario())
+
+
 def test_a_conversation_with_calls_and_results_is_written_out(tmp_path: Path) -> None:
     async def scenario() -> None:
         server = Server(tmp_path, demo=spec())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from inference_server.api.errors import STATUS
 from inference_server.api.schemas.answers import Frame
 from inference_server.errors import HelixFlowError
 from inference_server.generation.choices import Choice
+from inference_server.generation.json_text import parse_json
 from inference_server.generation.parsing.events import (
     AnswerParser,
     CallArguments,
@@ -179,7 +179,7 @@ def _tool_use_id(frame: Frame, number: int) -> str:
 
 def _input(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:  # the answer was cut short
         return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from inference_server.errors import InvalidRequest
+from inference_server.generation.json_text import parse_json
 from inference_server.generation.tools import ToolUse
 
 MAX_TOOLS = 128  # OpenAI's
@@ -63,8 +63,8 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def for_template(self) -> dict[str, Any]:
         """As chat templates expect it: the arguments as an object, if they are one."""
         try:
-            arguments = json.loads(self.function.arguments)
-        except (ValueError, RecursionError):
+            arguments = parse_json(self.function.arguments)
+        except ValueError:
             arguments = self.function.arguments
         function = {"name": self.function.name, "arguments": arguments}
         return {"id": self.id, "type": "function", "function": function}

@@ -38,12 +38,20 @@ def spelling_of(tool_parser: str, reasoning_parser: str, template: str | None) -
     return Spelling(tool_parser, reasoning_parser)
 
 
-def parser_for(spelling: Spelling, use: ToolUse | None, *, prompt_end: str) -> AnswerParser | None:
-    """A parser of one answer; None where nothing is marked. `prompt_end` is how the prompt's text ends."""
+def parser_for(
+    spelling: Spelling, use: ToolUse | None, *, prompt_end: str, has_form: bool = False
+) -> AnswerParser | None:
+    """A parser of one answer; None where nothing is marked.
+
+    `prompt_end` is how the prompt's text ends; `has_form`: a grammar holds all of the answer, so that it is
+    content even where the template has opened a thought.
+    """
     if use is not None and use.name is not None:
         return ArgumentsParser(use.name)
     if use is not None and use.must_call:
         return CallListParser()
+    if has_form:
+        return None
     parser = None if use is None else _calls(spelling.tools, use.names)
     if spelling.reasoning == "think":
         is_inside = prompt_end.rstrip().endswith(think.OPEN)

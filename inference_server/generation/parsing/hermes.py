@@ -22,6 +22,7 @@ class HermesParser:
         self._is_inside = False
         self._num_calls = 0
         self._space = ""  # held back: a call may follow, which would not want it
+        self._is_behind_call = False  # and nothing but white space has come since
 
     def feed(self, text: str) -> Seq[Event]:
         """See `AnswerParser.feed`."""
@@ -56,16 +57,14 @@ class HermesParser:
         calls = calls_of(text, self._names)
         if calls is None:
             return self._say(OPEN + text + CLOSE)
-        self._space = ""
+        self._space, self._is_behind_call = "", True
         events = events_of(calls, self._num_calls)
         self._num_calls += len(calls)
         return events
 
     def _say(self, text: str) -> list[Event]:
-        text = self._space + text
-        if self._num_calls and not text.strip():
-            self._space = ""
-            return []
+        text = self._space + (text.lstrip() if self._is_behind_call else text)
+        self._is_behind_call &= not text
         said = text.rstrip()
         self._space = text[len(said) :]
         return [Content(said)] if said else []

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inference_server.generation.json_text import parse_json, write_json
 from inference_server.generation.parsing.events import CallArguments, CallBegin, Event
 
 _MAX_CALLS = 128
@@ -22,14 +23,16 @@ class Call:
 
 def call_of(value: Any, names: frozenset[str]) -> Call | None:
     """The call of a known tool that a JSON object is: `arguments` or `parameters` beside `name`."""
-    if not isinstance(value, dict) or value.get("name") not in names:
+    if not isinstance(value, dict):
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):
-        arguments = _parsed(arguments)
-    if not isinstance(arguments, dict):
+    name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
+    if not isinstance(name, str) or name not in names:
         return None
-    return Call(str(value["name"]), json.dumps(arguments, ensure_ascii=False))
+    try:
+        arguments = parse_json(arguments if isinstance(arguments, str) else json.dumps(arguments))
+    except (ValueError, RecursionError):
+        return None
+    return Call(name, write_json(arguments)) if isinstance(arguments, dict) else None
 
 
 def calls_of(text: str, names: frozenset[str]) -> list[Call] | None:
@@ -59,10 +62,3 @@ def events_of(calls: Iterable[Call], first: int = 0) -> list[Event]:
 def names_of(tools: Sequence[Any]) -> frozenset[str]:
     """Names of the functions among tools in OpenAI's shape."""
     return frozenset(tool["function"]["name"] for tool in tools)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
+from inference_server.generation.json_text import parse_json
 from inference_server.generation.parsing.events import Content, Event, partial_end
 from inference_server.generation.parsing.json_calls import Call, call_of, calls_of, events_of
 
@@ -44,7 +44,7 @@ class LlamaParser:
 
     def _rest(self) -> list[Event]:
         held, self._held = self._held, ""
-        return [Content(held)] if held else []
+        return _content(held)
 
 
 class MistralParser:
@@ -54,6 +54,7 @@ class MistralParser:
         self._names = names
         self._held = ""
         self._is_call = False
+        self._space: str | None = ""  # that the answer begins with: dropped before a call. None: behind that
 
     def feed(self, text: str) -> Seq[Event]:
         """See `AnswerParser.feed`."""
@@ -63,18 +64,31 @@ class MistralParser:
         before, found, after = self._held.partition(TOOL_CALLS)
         if found:
             self._is_call, self._held = True, after
-            return [Content(before)] if before.strip() else ()
+            return self._say(before)
         safe = self._held[: len(self._held) - partial_end(self._held, TOOL_CALLS)]
         self._held = self._held[len(safe) :]
-        return [Content(safe)] if safe else ()
+        return self._say(safe)
 
     def finish(self) -> Seq[Event]:
         """See `AnswerParser.finish`."""
         held, self._held = self._held, ""
         if not self._is_call:
-            return [Content(held)] if held else ()
+            return _content((self._space or "") + held)
         calls = calls_of(held, self._names) or _named_calls(held, self._names)
-        return events_of(calls) if calls is not None else [Content(TOOL_CALLS + held)]
+        if calls is not None:
+            return events_of(calls)
+        return _content((self._space or "") + TOOL_CALLS + held)
+
+    def _say(self, text: str) -> list[Event]:
+        if self._space is None:
+            return _content(text)
+        text = self._space + text
+        self._space = None if text.strip() else text
+        return _content(text) if self._space is None else []
+
+
+def _content(text: str) -> list[Event]:
+    return [Content(text)] if text else []
 
 
 def _named_calls(text: str, names: frozenset[str]) -> list[Call] | None:
@@ -85,8 +99,8 @@ def _named_calls(text: str, names: frozenset[str]) -> list[Call] | None:
         if match is None:
             return None
         try:
-            arguments = json.loads(part[match.end() :])
-        except (ValueError, RecursionError):
+            arguments = parse_json(part[match.end() :])
+        except ValueError:
             return None
         call = call_of({"name": match[1], "arguments": arguments}, names)
         if call is None:
