@@ -26,8 +26,10 @@ def free_port() -> int:
 class RunningServer:
     """One `helixflow serve` process, its log and an HTTP client to it."""
 
-    def __init__(self, config: Path, *flags: str, env: dict[str, str] | None = None) -> None:
-        self.port = free_port()
+    def __init__(
+        self, config: Path, *flags: str, port: int | None = None, env: dict[str, str] | None = None
+    ) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = config.with_suffix(f".{self.port}.log")
         command = [sys.executable, "-m", "inference_server.cli.main", "serve", "--config", str(config)]

@@ -1,0 +1,149 @@
+"""The real Envoy and HAProxy, run with the configurations that the repository ships.
+
+Only addresses are replaced: where they listen, and which replicas they have in which region.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.server.running import free_port
+
+ROOT = Path(__file__).parents[2]
+ENVOY_CONFIG = ROOT / "deploy/envoy/envoy.yaml"
+HAPROXY_CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
+PICKER_CONFIG = ROOT / "deploy/envoy/endpoint-picker.yaml"
+START_TIMEOUT_S = 20.0
+
+
+class Proxy:
+    """One proxy process. `url` is where clients ask."""
+
+    def __init__(self, name: str, command: Sequence[str], port: int, folder: Path, **env: str) -> None:
+        self.name = name
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.log_path = folder / f"{name}.{port}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **env}
+            )
+
+    def wait_until_it_has_a_replica(self) -> None:
+        """Its own /readyz says so."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            if self.process.poll() is not None:
+                raise AssertionError(f"{self.name} ended:\n{self.log_path.read_text(encoding='utf-8')}")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            assert time.monotonic() < deadline_s, self.log_path.read_text(encoding="utf-8")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """At once."""
+        self.process.kill()
+        self.process.wait()
+
+
+@functools.cache
+def tools() -> Path:
+    """The folder with `envoy` and `haproxy`; skips the test where they cannot be had."""
+    script = ROOT / "scripts/fetch_proxies.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    return Path(done.stdout.strip())
+
+
+@contextlib.contextmanager
+def envoy(
+    folder: Path,
+    *regions: Sequence[int],
+    config: Path = ENVOY_CONFIG,
+    slow_checks: bool = False,
+    **others: int,
+) -> Iterator[Proxy]:
+    """Envoy over replicas on these ports, region by region, the first preferred.
+
+    `others` are the ports of other clusters. With `slow_checks` only answers tell Envoy how a replica is.
+    """
+    port = free_port()
+    document = yaml.safe_load(config.read_text(encoding="utf-8"))
+    _listen_on(document["static_resources"]["listeners"][0], port)
+    document["admin"] = {}
+    for cluster in document["static_resources"]["clusters"]:
+        places = regions if cluster["name"] == "helixflow" else [[others[cluster["name"]]]]
+        cluster["load_assignment"]["endpoints"] = [_region(*place) for place in enumerate(places)]
+        if slow_checks:
+            (check,) = cluster["health_checks"]
+            check.update(interval="600s", no_traffic_interval="600s", unhealthy_interval="600s")
+    written = folder / f"envoy.{port}.yaml"
+    written.write_text(yaml.safe_dump(document), encoding="utf-8")
+    flags = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
+    yield from _running(Proxy("envoy", [str(tools() / "envoy"), "-c", str(written), *flags], port, folder))
+
+
+@contextlib.contextmanager
+def haproxy(
+    folder: Path, here: Sequence[int], elsewhere: Sequence[int] = (), *, slow_checks: bool = False
+) -> Iterator[Proxy]:
+    """HAProxy over one or two replicas here and perhaps one in another region, by their ports."""
+    port = free_port()
+    unused = free_port()
+    ports = [*here, unused][:2] + [*elsewhere, unused][:1]
+    env = {f"REPLICA_{number}": f"127.0.0.1:{place}" for number, place in enumerate(ports, 1)}
+    text = HAPROXY_CONFIG.read_text(encoding="utf-8")
+    if slow_checks:
+        text = text.replace("inter 500ms fastinter 200ms", "inter 600s")
+        assert "600s" in text
+    written = folder / f"haproxy.{port}.cfg"
+    written.write_text(text, encoding="utf-8")
+    command = [str(tools() / "haproxy"), "-db", "-f", str(written)]
+    yield from _running(Proxy("haproxy", command, port, folder, BIND=f"127.0.0.1:{port}", **env))
+
+
+@contextlib.contextmanager
+def proxies(
+    folder: Path, here: Sequence[int], elsewhere: Sequence[int] = (), *, slow_checks: bool = False
+) -> Iterator[tuple[Proxy, Proxy]]:
+    """Both, over the same replicas."""
+    regions = [here, elsewhere] if elsewhere else [here]
+    with (
+        envoy(folder, *regions, slow_checks=slow_checks) as first,
+        haproxy(folder, here, elsewhere, slow_checks=slow_checks) as second,
+    ):
+        yield first, second
+
+
+def _running(proxy: Proxy) -> Iterator[Proxy]:
+    try:
+        proxy.wait_until_it_has_a_replica()
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+def _listen_on(listener: dict[str, Any], port: int) -> None:
+    listener["address"] = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def _region(priority: int, ports: Sequence[int]) -> dict[str, Any]:
+    addresses = [{"socket_address": {"address": "127.0.0.1", "port_value": port}} for port in ports]
+    return {
+        "priority": priority,
+        "lb_endpoints": [{"endpoint": {"address": address}} for address in addresses],
+    }

@@ -1,0 +1,125 @@
+"""Replicas that leave, break, freeze or die behind both proxies: who is asked then, and what clients see."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.rolling.conftest import TALKER, Replicas
+from tests.rolling.load import Load, load
+from tests.rolling.proxies import Proxy, proxies
+from tests.server.test_faults import events, stream_body, until
+
+BROKEN = "models: {talker: {source: 'scripted:?load_error=failed'}}\n"  # ready, as it loads on demand
+OUT_AFTER_S = 4.0  # two checks of 1 s that nobody answers, and their pauses
+NUM_CLIENTS = 3  # per proxy
+
+
+def ask(proxy: Proxy, timeout_s: float = 5) -> int:
+    messages = [{"role": "user", "content": "hi"}]
+    body: dict[str, Any] = {"messages": messages, "model": "talker", "max_tokens": 2}
+    return httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=timeout_s).status_code
+
+
+def loads(through: tuple[Proxy, ...], stack: ExitStack) -> list[Load]:
+    return [stack.enter_context(load(proxy.url, num_askers=NUM_CLIENTS - 1)) for proxy in through]
+
+
+def until_answered(clients: list[Load], num_answers: int) -> None:
+    """So many more, by each proxy."""
+    wanted = [one.num_answers + num_answers for one in clients]
+    until(lambda: all(one.num_answers >= number for one, number in zip(clients, wanted, strict=True)))
+
+
+def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, tmp_path: Path) -> None:
+    leaving, staying = replicas(TALKER, TALKER)
+    with proxies(tmp_path, [leaving.port, staying.port], slow_checks=True) as through:
+        client = leaving.server.client
+        with client.stream("POST", "/v1/chat/completions", json=stream_body("talker")) as response:
+            received = events(response)
+            next(received)  # while it goes on, the replica is there and refuses
+            leaving.server.signal(signal.SIGTERM)
+            until(lambda: leaving.server.chat("x", model="talker", max_tokens=1).status_code == 503)
+            before = staying.num_served()
+            for proxy in through:
+                assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
+            assert staying.num_served() == before + 40
+            next(received)
+
+
+@pytest.mark.slow
+def test_the_other_region_is_asked_while_this_one_has_no_replica(replicas: Replicas, tmp_path: Path) -> None:
+    here, elsewhere = replicas(TALKER, TALKER)
+    with proxies(tmp_path, [here.port], [elsewhere.port]) as through:
+        for proxy in through:
+            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
+        assert (here.num_served(), elsewhere.num_served()) == (40, 0)
+        here.kill()
+        for proxy in through:
+            until(lambda proxy=proxy: ask(proxy) == 200, timeout_s=OUT_AFTER_S)
+            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
+        here.start()
+        here.wait_until_ready()
+        for proxy in through:
+            before = here.num_served()
+            until(lambda proxy=proxy, before=before: ask(proxy) == 200 and here.num_served() > before)
+        away = elsewhere.num_served()
+        for proxy in through:
+            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
+        assert elsewhere.num_served() == away
+
+
+@pytest.mark.slow
+def test_a_killed_replica_costs_at_most_what_it_was_working_on(replicas: Replicas, tmp_path: Path) -> None:
+    killed, other = replicas(TALKER, TALKER)
+    with proxies(tmp_path, [killed.port, other.port]) as through, ExitStack() as stack:
+        clients = loads(through, stack)
+        until_answered(clients, 50)
+        killed.kill()
+        until_answered(clients, 100)
+        costs = [len(one.failures) for one in clients]
+        until_answered(clients, 100)
+        assert [len(one.failures) for one in clients] == costs
+        assert max(costs) <= NUM_CLIENTS, [one.failures for one in clients]
+        killed.start()
+        killed.wait_until_ready()
+        until(lambda: killed.num_served() > 20)
+
+
+@pytest.mark.slow
+def test_a_frozen_replica_is_passed_by_and_finishes_what_it_has_when_it_wakes(
+    replicas: Replicas, tmp_path: Path
+) -> None:
+    frozen, other = replicas(TALKER, TALKER)
+    with proxies(tmp_path, [frozen.port, other.port]) as through:
+        with ExitStack() as stack:
+            clients = loads(through, stack)
+            until_answered(clients, 50)
+            frozen.server.signal(signal.SIGSTOP)
+            try:
+                time.sleep(OUT_AFTER_S)  # real processes find it out in real time
+                for proxy in through:
+                    assert [ask(proxy, timeout_s=2) for _ in range(20)] == [200] * 20, proxy.name
+            finally:
+                frozen.server.signal(signal.SIGCONT)
+        assert [one.failures for one in clients] == [[], []]
+
+
+@pytest.mark.slow
+def test_a_replica_that_answers_with_errors_alone_is_taken_out(replicas: Replicas, tmp_path: Path) -> None:
+    broken, good = replicas(BROKEN, TALKER)
+    with proxies(tmp_path, [broken.port, good.port]) as through:
+        for proxy in through:
+            statuses = [ask(proxy) for _ in range(60)]
+            assert set(statuses) <= {200, 503}
+            assert statuses.count(503) <= 10, proxy.name  # as both configurations say
+            assert statuses[-20:] == [200] * 20, proxy.name
+            # HAProxy asks another replica after any 503, Envoy only if the replica says that it is leaving.
+            assert (503 in statuses) == (proxy.name == "envoy")
+        assert httpx.get(f"{broken.server.url}/readyz").status_code == 200
