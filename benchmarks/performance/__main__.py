@@ -1,7 +1,7 @@
 """Measure a server with our own load, `ab` and k6, and leave `report.html` and `results.json`.
 
-Without --base-url it starts a server of its own with --config and ends it afterwards. `ab` and k6 are run where
-they are installed; without them the report says so. The status is 1 if a request failed.
+Without --base-url it starts a server of its own with --config and ends it afterwards. `ab` and k6 are run
+where they are installed; without them the report says so. The status is 1 if a request failed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from inference_server.bench.measurement import measure, now, result_of
 from inference_server.bench.options import LoadOptions, ReportOptions, TargetOptions
 from inference_server.bench.report import to_json, write_whole
 from inference_server.bench.target import Target, attached
+from inference_server.cli.client import normalised
+from inference_server.cli.failures import ServerError
 from inference_server.errors import HelixFlowError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "results.json", to_json(test.as_result()) + "\n", "--output")
         write_whole(folder / "report.html", report_page(test), "--output")
-    except (HelixFlowError, OSError) as error:
+    except (HelixFlowError, ServerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{folder / 'report.html'}: {test.num_failed} requests failed")
@@ -52,15 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests-per-stream", type=int, default=4)
     parser.add_argument("--output-len", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--k6-seconds", type=int, default=20)
-    parser.add_argument(
-        "--ab-requests", type=int, default=2000, help="for /health/live; a 20th for completions"
-    )
+    parser.add_argument("--ab-requests", type=int, default=2000, help="a 20th of it for completions")
     return parser
 
 
 def _measured(arguments: argparse.Namespace) -> PerformanceTest:
     options = TargetOptions(
-        base_url=arguments.base_url,
+        base_url=normalised(arguments.base_url) if arguments.base_url else None,
         model=arguments.model,
         api_key=os.environ.get("HELIXFLOW_API_KEY") or None,
         server_flags=() if arguments.base_url else ("--config", arguments.config),

@@ -28,7 +28,8 @@ _AB_FIGURES = {
     "Non-2xx responses": "answers that were no success",
     "Requests per second": "requests per second",
 }
-_AB_LINE = re.compile(r"^([A-Z][\w -]+):\s+([\d.]+)", re.MULTILINE)
+_AB_LINE = re.compile(rf"^({'|'.join(_AB_FIGURES)}):\s+([\d.]+)", re.MULTILINE)
+_AB_LONGEST = re.compile(r"^\s*100%\s+(\d+) \(longest request\)", re.MULTILINE)
 _K6_FIGURES = (
     ("http_reqs", "count", "requests"),
     ("http_req_waiting", "med", "first byte p50, ms"),
@@ -91,7 +92,10 @@ def read_ab(name: str, command: str, report: str, table: str) -> ToolResult:
     """From what `ab` prints and from the file that `-e` names."""
     found = {name: float(value) for name, value in _AB_LINE.findall(report)}
     figures = {title: found[line] for line, title in _AB_FIGURES.items() if line in found}
-    shares = [(float(ms), float(share)) for share, ms in list(csv.reader(table.splitlines()))[1:]]
+    longest = _AB_LONGEST.search(report)
+    limit_ms = float(longest[1]) + 1 if longest else 0.0  # of few requests, it makes rows up
+    rows = [(float(ms), float(share)) for share, ms in list(csv.reader(table.splitlines()))[1:]]
+    shares = [row for row in rows if row[0] <= limit_ms]
     figures |= {f"p{rank}, ms": ms for ms, share in shares for rank in (50, 95, 99) if share == rank}
     num_failed = found.get("Failed requests", 0) + found.get("Non-2xx responses", 0)
     return ToolResult(name, command, figures, int(num_failed), shares)

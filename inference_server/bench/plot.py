@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
-from types import MappingProxyType
 
 from inference_server.bench.charts import Point, Series, chart, label
 from inference_server.bench.client import RequestRecord
@@ -35,7 +34,7 @@ class Section:
 
     heading: str
     charts: Sequence[str] = ()
-    figures: Mapping[str, object] = MappingProxyType({})
+    figures: Mapping[str, object] = field(default_factory=dict)
     text: str = ""
 
 
