@@ -72,7 +72,8 @@ def run_ab(target: Target, load: AbLoad) -> ToolResult | None:
         return None
     with tempfile.TemporaryDirectory(prefix="helixflow-ab-") as folder:
         table = Path(folder) / "percent.csv"
-        flags = ["-l", "-s", str(TIMEOUT_S), "-n", str(load.num_requests), "-c", str(load.concurrency), "-e", str(table)]
+        flags = ["-l", "-s", str(TIMEOUT_S), "-e", str(table)]
+        flags += ["-n", str(load.num_requests), "-c", str(load.concurrency)]
         shown = ["ab", "-n", str(load.num_requests), "-c", str(load.concurrency)]
         if load.body:
             body = Path(folder) / "body.json"
