@@ -1,10 +1,11 @@
-"""The page behind `--plot`: which charts a result gets. One HTML file, inline SVG, no script, no network."""
+"""Pages of results: which charts a result gets. One HTML file each, inline SVG, no script, no network."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 from inference_server.bench.charts import Point, Series, chart, label
@@ -27,12 +28,27 @@ td:last-child { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a page: charts, and figures by name. `text` stands before them."""
+
+    heading: str
+    charts: Sequence[str] = ()
+    figures: Mapping[str, object] = field(default_factory=dict)
+    text: str = ""
+
+
 def load_page(result: Mapping[str, object], records: Sequence[RequestRecord]) -> str:
+    """One load, drawn."""
+    return _page(result, load_charts(records))
+
+
+def load_charts(records: Sequence[RequestRecord]) -> list[str]:
     """One load: distributions of its latencies, first tokens by time, output over time."""
     done = [record for record in records if record.error is None]
     start_s = min((record.start_s for record in done), default=0.0)
     first = [(record.start_s - start_s, record.ttft_s * 1000) for record in done if record.ttft_s is not None]
-    charts = [
+    return [
         chart("Time to first token", "milliseconds", "% of requests", [_shares("TTFT", done, _ttft_s)]),
         chart("Time per output token", "milliseconds", "% of requests", [_shares("TPOT", done, _tpot_s)]),
         chart(
@@ -48,12 +64,16 @@ def load_page(result: Mapping[str, object], records: Sequence[RequestRecord]) ->
             [Series("pieces per second", _rate_over_time(done, start_s), dots=False)],
         ),
     ]
-    return _page(result, charts)
 
 
 def levels_page(result: Mapping[str, object], levels: Sequence[Mapping[str, object]]) -> str:
+    """Several levels, drawn."""
+    return _page(result, level_charts(levels))
+
+
+def level_charts(levels: Sequence[Mapping[str, object]]) -> list[str]:
     """Several levels: throughput and latencies by number of streams."""
-    charts = [
+    return [
         chart(
             "Output throughput",
             "streams",
@@ -63,7 +83,6 @@ def levels_page(result: Mapping[str, object], levels: Sequence[Mapping[str, obje
         chart("Time to first token", "streams", "milliseconds", _quantiles(levels, "ttft")),
         chart("Time per output token", "streams", "milliseconds", _quantiles(levels, "tpot")),
     ]
-    return _page(result, charts)
 
 
 def startup_page(result: Mapping[str, object]) -> str:
@@ -132,16 +151,35 @@ def _page(result: Mapping[str, object], charts: Sequence[str]) -> str:
     title = escape(
         f"{result.get('model')} at {result['base_url']}" if "base_url" in result else str(result["model"])
     )
+    return _document(title, _content(charts, result))
+
+
+def sections_page(title: str, sections: Sequence[Section]) -> str:
+    """Several results on one page."""
+    parts = [
+        f"<h2>{escape(section.heading)}</h2>\n"
+        + (f"<p>{escape(section.text)}</p>\n" if section.text else "")
+        + _content(section.charts, section.figures)
+        for section in sections
+    ]
+    return _document(escape(title), "".join(parts))
+
+
+def _content(charts: Sequence[str], figures: Mapping[str, object]) -> str:
     rows = "".join(
         f"<tr><td>{escape(key)}</td><td>{escape(_cell(value))}</td></tr>"
-        for key, value in result.items()
+        for key, value in figures.items()
         if not isinstance(value, list | dict) and value is not None
     )
+    drawn = f"<main>{''.join(charts)}</main>\n" if charts else ""
+    return drawn + (f"<table>{rows}</table>\n" if rows else "")
+
+
+def _document(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n<main>{''.join(charts)}</main>\n"
-        f"<table>{rows}</table>\n</html>\n"
+        f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n{body}</html>\n"
     )
 
 
