@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -50,6 +51,7 @@ from inference_server.worker.protocol import Progress
 BACKLOG = 2048
 IDLE_CONNECTION_S = 75  # longer than clients and proxies keep theirs: who closes first must not be the server
 LOAD_TIMES_FILE = "load-times.json"  # in the cache folder
+GC_THRESHOLDS = (50_000, 20, 50)
 DISPLAY_INTERVAL_S = 0.1
 logger = logging.getLogger(__name__)
 
@@ -165,6 +167,7 @@ async def _live(
         stopping.cancel()
         print(f"error: {manager.preload_error.message}", file=sys.stderr)  # noqa: T201
         return 1
+    _spare_collections()
     if not stop.is_set():
         _say_ready(settings, sock.getsockname()[1], manager)
     await stopping
@@ -289,6 +292,16 @@ def _show_preloads(manager: ModelManager, show: Callable[[Progress], None]) -> N
         if status.spec.preload and status.progress is not None:
             stage, fraction = status.progress
             show(Progress(stage=stage, fraction=fraction))
+
+
+def _spare_collections() -> None:
+    """What stands now stays: no collection walks through it, and they come after more new objects.
+
+    Nearly all of a request's objects go with their last reference. +7 % requests per second (RESULTS.md).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:

@@ -20,8 +20,10 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One record → one line, and an indented traceback if it has one."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{clock} {record.levelname:<7} {record.name}: {record.getMessage().translate(_ESCAPES)}"
-        line += "".join(f" {name}={value}" for name, value in _fields(record).items()).translate(_ESCAPES)
+        line = f"{clock} {record.levelname:<7} {record.name}: {record.getMessage()}"
+        line += "".join([f" {name}={value}" for name, value in _fields(record).items()])
+        if not line.isprintable():
+            line = line.translate(_ESCAPES)
         if record.exc_info:
             trace = self.formatException(record.exc_info).splitlines()
             line += "".join(f"\n    | {part.translate(_ESCAPES)}" for part in trace)
