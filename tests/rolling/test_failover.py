@@ -13,17 +13,19 @@ import pytest
 
 from tests.rolling.conftest import TALKER, Replicas
 from tests.rolling.load import Load, load
-from tests.rolling.proxies import Proxy, proxies
+from tests.rolling.proxies import Proxy, proxies, slow_checks
 from tests.server.test_faults import events, stream_body, until
 
 BROKEN = "models: {talker: {source: 'scripted:?load_error=failed'}}\n"  # ready, as it loads on demand
 OUT_AFTER_S = 4.0  # two checks of 1 s that nobody answers, and their pauses
 NUM_CLIENTS = 3  # per proxy
+MAX_REPEATED = (2_000_000, 60_000)  # bytes that Envoy and HAProxy can send a second time
 
 
-def ask(proxy: Proxy, timeout_s: float = 5) -> int:
+def ask(proxy: Proxy, *, num_more_bytes: int = 0, timeout_s: float = 5) -> int:
     messages = [{"role": "user", "content": "hi"}]
     body: dict[str, Any] = {"messages": messages, "model": "talker", "max_tokens": 2}
+    body["user"] = "x" * num_more_bytes
     return httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=timeout_s).status_code
 
 
@@ -39,7 +41,7 @@ def until_answered(clients: list[Load], num_answers: int) -> None:
 
 def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, tmp_path: Path) -> None:
     leaving, staying = replicas(TALKER, TALKER)
-    with proxies(tmp_path, [leaving.port, staying.port], slow_checks=True) as through:
+    with proxies(tmp_path, [leaving.port, staying.port], edit=slow_checks) as through:
         client = leaving.server.client
         with client.stream("POST", "/v1/chat/completions", json=stream_body("talker")) as response:
             received = events(response)
@@ -50,6 +52,8 @@ def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, 
             for proxy in through:
                 assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
             assert staying.num_served() == before + 40
+            for proxy, size in zip(through, MAX_REPEATED, strict=True):
+                assert [ask(proxy, num_more_bytes=size) for _ in range(6)] == [200] * 6, proxy.name
             next(received)
 
 
