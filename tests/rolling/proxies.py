@@ -32,11 +32,21 @@ Edit = Callable[[str], str]
 
 
 class Proxy:
-    """One proxy process. `url` is where clients ask, over TLS if there is a `certificate` to know it by."""
+    """One proxy process. `url` is where clients ask, over TLS if there is a `certificate` to know it by.
+
+    `is_up` finds on a page for operators whether a replica, by its port, is asked.
+    """
 
     def __init__(
-        self, command: Sequence[str], port: int, folder: Path, certificate: Path | None, **env: str
+        self,
+        command: Sequence[str],
+        port: int,
+        folder: Path,
+        is_up: Callable[[int], bool],
+        certificate: Path | None,
+        **env: str,
     ) -> None:
+        self.is_up = is_up
         self.name = Path(command[0]).name
         self.port = port
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
@@ -92,16 +102,20 @@ def envoy(
     document = yaml.safe_load(edit(config.read_text(encoding="utf-8")))
     listener = document["static_resources"]["listeners"][0]
     listener["address"] = _address(port)
-    document["admin"] = {}
+    document["admin"]["address"] = _address(admin := free_port())
     for cluster in document["static_resources"]["clusters"]:
         places = regions if cluster["name"] == "helixflow" else [[others[cluster["name"]]]]
         cluster["load_assignment"]["endpoints"] = [_region(*place) for place in enumerate(places)]
     written = folder / f"envoy.{port}.yaml"
     written.write_text(yaml.safe_dump(document), encoding="utf-8")
     flags = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
-    yield from _running(
-        Proxy([str(tools() / "envoy"), "-c", str(written), *flags], port, folder, certificate)
-    )
+    command = [str(tools() / "envoy"), "-c", str(written), *flags]
+
+    def is_up(replica: int) -> bool:
+        page = httpx.get(f"http://127.0.0.1:{admin}/clusters").text
+        return f"helixflow::127.0.0.1:{replica}::health_flags::healthy" in page
+
+    yield from _running(Proxy(command, port, folder, is_up, certificate))
 
 
 @contextlib.contextmanager
@@ -121,7 +135,14 @@ def haproxy(
     written = folder / f"haproxy.{port}.cfg"
     written.write_text(edit(HAPROXY_CONFIG.read_text(encoding="utf-8")), encoding="utf-8")
     command = [str(tools() / "haproxy"), "-db", "-f", str(written)]
-    yield from _running(Proxy(command, port, folder, certificate, BIND=f"127.0.0.1:{port}", **env))
+    env |= {"BIND": f"127.0.0.1:{port}", "STATS": f"127.0.0.1:{(stats := free_port())}"}
+
+    def is_up(replica: int) -> bool:
+        page = httpx.get(f"http://127.0.0.1:{stats}/metrics").text
+        server = f"replica-{ports.index(replica) + 1}"
+        return f'haproxy_server_status{{proxy="replicas",server="{server}",state="UP"}} 1\n' in page
+
+    yield from _running(Proxy(command, port, folder, is_up, certificate, **env))
 
 
 @contextlib.contextmanager
