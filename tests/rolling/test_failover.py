@@ -127,3 +127,30 @@ def test_a_replica_that_answers_with_errors_alone_is_taken_out(replicas: Replica
             # HAProxy asks another replica after any 503, Envoy only if the replica says that it is leaving.
             assert (503 in statuses) == (proxy.name == "envoy")
         assert httpx.get(f"{broken.server.url}/readyz").status_code == 200
+
+
+def tight(text: str) -> str:
+    """Either configuration, with room for two requests and no patience."""
+    text = text.replace("max_requests: 2048", "max_requests: 2")
+    return text.replace("maxconn 512", "maxconn 2").replace("timeout queue 30s", "timeout queue 300ms")
+
+
+@pytest.mark.slow
+def test_what_exceeds_the_limits_is_refused_soon_and_what_runs_goes_on(
+    replicas: Replicas, tmp_path: Path
+) -> None:
+    (replica,) = replicas(TALKER)
+    with proxies(tmp_path, [replica.port], edit=tight) as through:
+        for proxy in through:
+            with ExitStack() as stack:
+                running = []
+                for _ in range(2):
+                    client = stack.enter_context(httpx.Client(base_url=proxy.url, timeout=20))
+                    stream = client.stream("POST", "/v1/chat/completions", json=stream_body("talker"))
+                    running.append(events(stack.enter_context(stream)))
+                    next(running[-1])
+                asked_s = time.monotonic()
+                assert ask(proxy) == 503, proxy.name
+                assert time.monotonic() - asked_s < 2
+                assert all(next(stream) for stream in running)
+            until(lambda proxy=proxy: ask(proxy) == 200)
