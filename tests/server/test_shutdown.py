@@ -77,6 +77,21 @@ def test_after_its_grace_it_refuses_and_ends_as_soon_as_the_last_stream_has(serv
     assert is_refused(server)
 
 
+@pytest.mark.slow
+def test_a_stream_without_end_is_told_why_and_the_server_is_gone_within_its_time(
+    server: RunningServer,
+) -> None:
+    with server.client.stream("POST", "/v1/chat/completions", json=stream_body("slow")) as response:
+        received = events(response)
+        next(received)
+        told_s = time.monotonic()
+        server.signal(signal.SIGTERM)
+        last = list(received)[-1]
+    assert json.loads(last)["error"]["message"]
+    assert server.process.wait(timeout=10) == 0
+    assert 7 < time.monotonic() - told_s < 8
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_server_and_workers_at_once(
     server: RunningServer, second: signal.Signals
