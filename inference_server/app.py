@@ -52,6 +52,7 @@ BACKLOG = 2048
 IDLE_CONNECTION_S = 75  # longer than clients and proxies keep theirs: who closes first must not be the server
 LOAD_TIMES_FILE = "load-times.json"  # in the cache folder
 GC_THRESHOLDS = (50_000, 20, 50)
+ENDING_S = 1.0  # of the time to shut down, for ending workers and connections
 DISPLAY_INTERVAL_S = 0.1
 logger = logging.getLogger(__name__)
 
@@ -176,12 +177,13 @@ async def _live(
 
 
 async def _take_leave(settings: Settings, manager: ModelManager, door: Door) -> None:
-    """Returns when nobody is inside any more, at the latest `shutdown_timeout` after it was called."""
+    """Returns when nobody is inside any more, at the latest shortly before the process must have ended."""
     loop = asyncio.get_running_loop()
-    end_s = loop.time() + settings.shutdown_timeout
+    wait_s = settings.shutdown_timeout - min(ENDING_S, settings.shutdown_timeout / 10)
+    end_s = loop.time() + wait_s
     door.announce_leaving()
     await manager.stop_preloading()
-    await asyncio.sleep(settings.shutdown_grace)
+    await asyncio.sleep(min(settings.shutdown_grace, wait_s))
     door.shut_down()
     logger.info("draining: %d requests in progress", door.num_requests)
     # The door first: who has passed it and is not yet at the manager must not find that shut.

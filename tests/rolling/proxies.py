@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,30 @@ HAPROXY_CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 PICKER_CONFIG = ROOT / "deploy/envoy/endpoint-picker.yaml"
 START_TIMEOUT_S = 20.0
 
+Edit = Callable[[str], str]
+
 
 class Proxy:
-    """One proxy process. `url` is where clients ask."""
+    """One proxy process. `url` is where clients ask, over TLS if there is a `certificate` to know it by.
 
-    def __init__(self, name: str, command: Sequence[str], port: int, folder: Path, **env: str) -> None:
-        self.name = name
+    `is_up` finds on a page for operators whether a replica, by its port, is asked.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        folder: Path,
+        is_up: Callable[[int], bool],
+        certificate: Path | None,
+        **env: str,
+    ) -> None:
+        self.is_up = is_up
+        self.name = Path(command[0]).name
         self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self.log_path = folder / f"{name}.{port}.log"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
+        self.tls = ssl.create_default_context(cafile=certificate)
+        self.log_path = folder / f"{self.name}.{port}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **env}
@@ -48,7 +64,7 @@ class Proxy:
             if self.process.poll() is not None:
                 raise AssertionError(f"{self.name} ended:\n{self.log_path.read_text(encoding='utf-8')}")
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                if httpx.get(f"{self.url}/readyz", verify=self.tls).status_code == 200:
                     return
             assert time.monotonic() < deadline_s, self.log_path.read_text(encoding="utf-8")
             time.sleep(0.05)
@@ -74,59 +90,79 @@ def envoy(
     folder: Path,
     *regions: Sequence[int],
     config: Path = ENVOY_CONFIG,
-    slow_checks: bool = False,
+    edit: Edit = str,
+    certificate: Path | None = None,
     **others: int,
 ) -> Iterator[Proxy]:
     """Envoy over replicas on these ports, region by region, the first preferred.
 
-    `others` are the ports of other clusters. With `slow_checks` only answers tell Envoy how a replica is.
+    `edit` changes the configuration's text, `others` are the ports of other clusters than the replicas'.
     """
     port = free_port()
-    document = yaml.safe_load(config.read_text(encoding="utf-8"))
-    _listen_on(document["static_resources"]["listeners"][0], port)
-    document["admin"] = {}
+    document = yaml.safe_load(edit(config.read_text(encoding="utf-8")))
+    listener = document["static_resources"]["listeners"][0]
+    listener["address"] = _address(port)
+    document["admin"]["address"] = _address(admin := free_port())
     for cluster in document["static_resources"]["clusters"]:
         places = regions if cluster["name"] == "helixflow" else [[others[cluster["name"]]]]
         cluster["load_assignment"]["endpoints"] = [_region(*place) for place in enumerate(places)]
-        if slow_checks:
-            (check,) = cluster["health_checks"]
-            check.update(interval="600s", no_traffic_interval="600s", unhealthy_interval="600s")
     written = folder / f"envoy.{port}.yaml"
     written.write_text(yaml.safe_dump(document), encoding="utf-8")
     flags = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
-    yield from _running(Proxy("envoy", [str(tools() / "envoy"), "-c", str(written), *flags], port, folder))
+    command = [str(tools() / "envoy"), "-c", str(written), *flags]
+
+    def is_up(replica: int) -> bool:
+        page = httpx.get(f"http://127.0.0.1:{admin}/clusters").text
+        return f"helixflow::127.0.0.1:{replica}::health_flags::healthy" in page
+
+    yield from _running(Proxy(command, port, folder, is_up, certificate))
 
 
 @contextlib.contextmanager
 def haproxy(
-    folder: Path, here: Sequence[int], elsewhere: Sequence[int] = (), *, slow_checks: bool = False
+    folder: Path,
+    here: Sequence[int],
+    elsewhere: Sequence[int] = (),
+    *,
+    edit: Edit = str,
+    certificate: Path | None = None,
 ) -> Iterator[Proxy]:
     """HAProxy over one or two replicas here and perhaps one in another region, by their ports."""
     port = free_port()
     unused = free_port()
     ports = [*here, unused][:2] + [*elsewhere, unused][:1]
     env = {f"REPLICA_{number}": f"127.0.0.1:{place}" for number, place in enumerate(ports, 1)}
-    text = HAPROXY_CONFIG.read_text(encoding="utf-8")
-    if slow_checks:
-        text = text.replace("inter 500ms fastinter 200ms", "inter 600s")
-        assert "600s" in text
     written = folder / f"haproxy.{port}.cfg"
-    written.write_text(text, encoding="utf-8")
+    written.write_text(edit(HAPROXY_CONFIG.read_text(encoding="utf-8")), encoding="utf-8")
     command = [str(tools() / "haproxy"), "-db", "-f", str(written)]
-    yield from _running(Proxy("haproxy", command, port, folder, BIND=f"127.0.0.1:{port}", **env))
+    env |= {"BIND": f"127.0.0.1:{port}", "STATS": f"127.0.0.1:{(stats := free_port())}"}
+
+    def is_up(replica: int) -> bool:
+        page = httpx.get(f"http://127.0.0.1:{stats}/metrics").text
+        server = f"replica-{ports.index(replica) + 1}"
+        return f'haproxy_server_status{{proxy="replicas",server="{server}",state="UP"}} 1\n' in page
+
+    yield from _running(Proxy(command, port, folder, is_up, certificate, **env))
 
 
 @contextlib.contextmanager
 def proxies(
-    folder: Path, here: Sequence[int], elsewhere: Sequence[int] = (), *, slow_checks: bool = False
+    folder: Path, here: Sequence[int], elsewhere: Sequence[int] = (), *, edit: Edit = str
 ) -> Iterator[tuple[Proxy, Proxy]]:
     """Both, over the same replicas."""
     regions = [here, elsewhere] if elsewhere else [here]
     with (
-        envoy(folder, *regions, slow_checks=slow_checks) as first,
-        haproxy(folder, here, elsewhere, slow_checks=slow_checks) as second,
+        envoy(folder, *regions, edit=edit) as first,
+        haproxy(folder, here, elsewhere, edit=edit) as second,
     ):
         yield first, second
+
+
+def slow_checks(text: str) -> str:
+    """Either configuration, but so that only answers tell how a replica is."""
+    return text.replace("interval: 0.5s", "interval: 600s").replace(
+        "inter 500ms fastinter 200ms", "inter 600s"
+    )
 
 
 def _running(proxy: Proxy) -> Iterator[Proxy]:
@@ -137,13 +173,10 @@ def _running(proxy: Proxy) -> Iterator[Proxy]:
         proxy.stop()
 
 
-def _listen_on(listener: dict[str, Any], port: int) -> None:
-    listener["address"] = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
 def _region(priority: int, ports: Sequence[int]) -> dict[str, Any]:
-    addresses = [{"socket_address": {"address": "127.0.0.1", "port_value": port}} for port in ports]
-    return {
-        "priority": priority,
-        "lb_endpoints": [{"endpoint": {"address": address}} for address in addresses],
-    }
+    endpoints = [{"endpoint": {"address": _address(port)}} for port in ports]
+    return {"priority": priority, "lb_endpoints": endpoints}

@@ -13,17 +13,19 @@ import pytest
 
 from tests.rolling.conftest import TALKER, Replicas
 from tests.rolling.load import Load, load
-from tests.rolling.proxies import Proxy, proxies
+from tests.rolling.proxies import Proxy, proxies, slow_checks
 from tests.server.test_faults import events, stream_body, until
 
 BROKEN = "models: {talker: {source: 'scripted:?load_error=failed'}}\n"  # ready, as it loads on demand
 OUT_AFTER_S = 4.0  # two checks of 1 s that nobody answers, and their pauses
 NUM_CLIENTS = 3  # per proxy
+MAX_REPEATED = (2_000_000, 60_000)  # bytes that Envoy and HAProxy can send a second time
 
 
-def ask(proxy: Proxy, timeout_s: float = 5) -> int:
+def ask(proxy: Proxy, *, num_more_bytes: int = 0, timeout_s: float = 5) -> int:
     messages = [{"role": "user", "content": "hi"}]
     body: dict[str, Any] = {"messages": messages, "model": "talker", "max_tokens": 2}
+    body["user"] = "x" * num_more_bytes
     return httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=timeout_s).status_code
 
 
@@ -39,7 +41,7 @@ def until_answered(clients: list[Load], num_answers: int) -> None:
 
 def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, tmp_path: Path) -> None:
     leaving, staying = replicas(TALKER, TALKER)
-    with proxies(tmp_path, [leaving.port, staying.port], slow_checks=True) as through:
+    with proxies(tmp_path, [leaving.port, staying.port], edit=slow_checks) as through:
         client = leaving.server.client
         with client.stream("POST", "/v1/chat/completions", json=stream_body("talker")) as response:
             received = events(response)
@@ -50,6 +52,8 @@ def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, 
             for proxy in through:
                 assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
             assert staying.num_served() == before + 40
+            for proxy, size in zip(through, MAX_REPEATED, strict=True):
+                assert [ask(proxy, num_more_bytes=size) for _ in range(6)] == [200] * 6, proxy.name
             next(received)
 
 
@@ -123,3 +127,30 @@ def test_a_replica_that_answers_with_errors_alone_is_taken_out(replicas: Replica
             # HAProxy asks another replica after any 503, Envoy only if the replica says that it is leaving.
             assert (503 in statuses) == (proxy.name == "envoy")
         assert httpx.get(f"{broken.server.url}/readyz").status_code == 200
+
+
+def tight(text: str) -> str:
+    """Either configuration, with room for two requests and no patience."""
+    text = text.replace("max_requests: 2048", "max_requests: 2")
+    return text.replace("maxconn 512", "maxconn 2").replace("timeout queue 30s", "timeout queue 300ms")
+
+
+@pytest.mark.slow
+def test_what_exceeds_the_limits_is_refused_soon_and_what_runs_goes_on(
+    replicas: Replicas, tmp_path: Path
+) -> None:
+    (replica,) = replicas(TALKER)
+    with proxies(tmp_path, [replica.port], edit=tight) as through:
+        for proxy in through:
+            with ExitStack() as stack:
+                running = []
+                for _ in range(2):
+                    client = stack.enter_context(httpx.Client(base_url=proxy.url, timeout=20))
+                    stream = client.stream("POST", "/v1/chat/completions", json=stream_body("talker"))
+                    running.append(events(stack.enter_context(stream)))
+                    next(running[-1])
+                asked_s = time.monotonic()
+                assert ask(proxy) == 503, proxy.name
+                assert time.monotonic() - asked_s < 2
+                assert all(next(stream) for stream in running)
+            until(lambda proxy=proxy: ask(proxy) == 200)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,9 @@ import pytest
 from tests.rolling.conftest import TALKER, Replicas
 from tests.rolling.load import load
 from tests.rolling.proxies import proxies
-from tests.rolling.replicas import Replica
+from tests.server.test_faults import until
 
 logger = logging.getLogger(__name__)  # --log-cli-level=INFO shows the figures
-
-
-def wait_until_it_is_asked(replica: Replica, num_requests: int = 10) -> None:
-    """Both proxies have found it again."""
-    deadline_s = time.monotonic() + 10
-    while replica.num_served() < num_requests:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 TWENTY = pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(600)])
@@ -40,7 +31,7 @@ def test_a_rolling_restart_fails_no_request(replicas: Replicas, tmp_path: Path, 
         for _ in range(num_rounds):
             for replica in pair:
                 ends_s.append(replica.restart())
-                wait_until_it_is_asked(replica)
+                until(lambda port=replica.port: first.is_up(port) and second.is_up(port))
     for name, clients in (("Envoy", through_envoy), ("HAProxy", through_haproxy)):
         logger.info(
             "%d rounds, %s: %d answers, %d streams, %d failures",
