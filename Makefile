@@ -16,7 +16,7 @@ help:
 	@echo "make test       the test suite, under 10 minutes"
 	@echo "make test-slow  full counts and long runs"
 	@echo "make check      ruff, mypy, import layers"
-	@echo "make bench      throughput at 1, 4, 16 and 32 streams against a server of its own"
+	@echo "make bench      throughput at 1, 4, 16 and 32 streams, and what HTTP costs, against servers of its own"
 	@echo "make bench-peers  the same load on HelixFlow and on other servers, which it installs"
 
 install: $(STAMP)
@@ -55,6 +55,7 @@ bench-peers: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.serve_levels $(ARGS)
+	$(BIN)/python -m benchmarks.http_cost
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

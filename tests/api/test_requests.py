@@ -196,7 +196,11 @@ def test_models_are_listed_with_aliases_and_cached_by_etag(server: RunningServer
     assert entries["alias-of-talker"]["parent"] == "talker"
     assert entries["talker"]["status"] == "loaded"
     assert entries["talker"]["max_model_len"] == 512
-    again = server.client.get("/v1/models", headers={"if-none-match": response.headers["etag"]})
-    assert again.status_code == 304
+    etag = response.headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        again = server.client.get("/v1/models", headers={"if-none-match": known})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["cache-control"] == response.headers["cache-control"]
+    assert server.client.get("/v1/models", headers={"if-none-match": '"other"'}).status_code == 200
     assert server.client.get("/v1/models/alias-of-talker").json() == entries["alias-of-talker"]
     assert server.client.get("/v1/models/nobody").status_code == 404

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import httpx
@@ -12,19 +10,13 @@ import pytest
 
 from tests.rolling.conftest import TALKER, Replicas
 from tests.rolling.proxies import Edit, Proxy, envoy, haproxy
+from tests.server.certificates import make_certificate
 
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """For 127.0.0.1; the key lies beside it, and tls.pem has both."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not there to make a certificate")
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=test"
-    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *files], check=True, capture_output=True)
-    (tmp_path / "tls.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
-    return certificate
+    return make_certificate(tmp_path)
 
 
 def with_tls(folder: Path) -> Edit:

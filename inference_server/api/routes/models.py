@@ -76,7 +76,8 @@ def _cacheable(request: Request, value: object) -> Response:
     body = msgspec.json.encode(value)
     etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
     headers = {"etag": etag, "cache-control": CACHE_CONTROL}
-    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    offered = request.headers.get("if-none-match", "").split(",")
+    known = [tag.strip().removeprefix("W/") for tag in offered]  # compressed answers have weak ones
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
