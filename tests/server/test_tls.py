@@ -16,6 +16,7 @@ from tests.server.running import RunningServer
 CONFIG = "models: {talker: {source: 'scripted:?output_tokens=3', preload: true}}\n"
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_a_server_with_a_certificate_speaks_tls_and_nothing_else(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
     config = tmp_path / "models.yaml"
