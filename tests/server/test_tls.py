@@ -12,6 +12,7 @@ import pytest
 
 from tests.server.certificates import make_certificate
 from tests.server.running import RunningServer
+from tests.server.test_faults import until
 
 CONFIG = "models: {talker: {source: 'scripted:?output_tokens=3', preload: true}}\n"
 
@@ -34,9 +35,9 @@ def test_a_server_with_a_certificate_speaks_tls_and_nothing_else(tmp_path: Path)
         with pytest.raises(httpx.HTTPError):
             server.client.get("/livez")  # without TLS
         assert oldest_version(server.port) >= ssl.TLSVersion.TLSv1_2
+        until(lambda: f"is ready on {url}" in server.log)
     finally:
         assert server.stop() == 0
-    assert f"is ready on {url}" in server.log
 
 
 def wait_until_ready(client: httpx.Client) -> None:
