@@ -13,8 +13,8 @@ from pathlib import Path
 
 import llguidance
 
-from inference_server.grammars import library_grammar, limits, refusal
 from inference_server.scheduling.constraint import Constraint
+from inference_server.structured.grammars import library_grammar, limits, refusal
 from inference_server.types import GrammarSpec
 
 MAX_COMPILED = 64  # grammars that are kept; each takes up to some megabytes

@@ -9,10 +9,10 @@ import asyncio
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from inference_server.grammars import check_grammar
+from inference_server.structured.grammars import check_grammar
 from inference_server.types import GrammarSpec
 
-MAX_KNOWN = 256  # grammars that were right; a bound on their texts is in `grammars.py`
+MAX_KNOWN = 256  # grammars that were right; a bound on their texts is in `structured`
 KEPT_CHARS = 4096  # longer ones are not remembered
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inference_server.json_schema import map_schemas
+from inference_server.structured.json_schema import map_schemas
 from inference_server.types import GrammarSpec
 
 Tool = Mapping[str, Any]

@@ -13,7 +13,7 @@ import pytest
 
 from inference_server.engine.grammars import Grammars
 from inference_server.errors import InvalidRequest
-from inference_server.grammars import MAX_GRAMMAR_CHARS, check_grammar
+from inference_server.structured.grammars import MAX_GRAMMAR_CHARS, check_grammar
 from inference_server.types import GrammarSpec
 from tests.demo import demo_folder
 from tests.server.running import resident_megabytes, running_server
@@ -86,7 +86,7 @@ def test_row_4_each_is_compiled_or_refused_in_time(name: str) -> None:
 MEMORY_SCRIPT = """
 import resource, sys
 from inference_server.engine.grammars import Grammars
-from inference_server.grammars import check_grammar
+from inference_server.structured.grammars import check_grammar
 from inference_server.errors import InvalidRequest
 from inference_server.types import GrammarSpec
 from tests.demo import demo_folder

@@ -11,8 +11,8 @@ import re
 
 import llguidance
 
-from inference_server.dates import with_calendar_dates
 from inference_server.errors import InvalidRequest
+from inference_server.structured.dates import with_calendar_dates
 from inference_server.types import GrammarSpec
 
 MAX_GRAMMAR_CHARS = 128 * 1024  # of the schema, expression or grammar as it was sent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference_server.json_schema import map_schemas
+from inference_server.structured.json_schema import map_schemas
 
 _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"  # 0001 to 9999
 _LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"

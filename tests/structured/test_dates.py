@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_server.dates import with_calendar_dates
-from inference_server.grammars import library_grammar
+from inference_server.structured.dates import with_calendar_dates
+from inference_server.structured.grammars import library_grammar
 from inference_server.types import GrammarSpec
 
 BYTES = llguidance.LLTokenizer("byte")
