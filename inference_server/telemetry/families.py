@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from inference_server.telemetry.exposition import Family, FamilyText
 
 MODEL_LABELS = ("model", "model_name")  # ours, and vLLM's
 
@@ -15,7 +19,9 @@ class Families:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._of_models: list[tuple[Counter | Gauge | Histogram, str]] = []  # with the label that names it
+        self._of_models: list[tuple[Family, str]] = []  # with the label that names it
+        self._texts: list[FamilyText] = []
+        self._others: list[Collector] = []
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """A value of the moment."""
@@ -40,23 +46,27 @@ class Families:
         for family, label in self._of_models:
             family.remove_by_labels({label: model})
 
+    def include(self, make: Callable[[CollectorRegistry], Collector]) -> None:
+        """Add what the library collects by itself; `make` puts it into the registry that it is given."""
+        self._others.append(make(self.registry))
+
     def render(self) -> tuple[bytes, str]:
         """The page of a scrape and its content type."""
-        return generate_latest(_WithoutCreated(self.registry)), CONTENT_TYPE_LATEST
+        page = "".join(chain.from_iterable(text.lines() for text in self._texts)).encode()
+        return page + generate_latest(_Collected(self._others)), CONTENT_TYPE_LATEST
 
-    def _remember(self, family: Counter | Gauge | Histogram, labels: Sequence[str]) -> None:
+    def _remember(self, family: Family, labels: Sequence[str]) -> None:
+        self._texts.append(FamilyText(family))
         for label in MODEL_LABELS:
             if label in labels:
                 self._of_models.append((family, label))
 
 
-class _WithoutCreated:
-    """A registry without the `_created` twin of every series, which nobody reads."""
+class _Collected:
+    """What some collectors have, as `generate_latest` wants it."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, collectors: Iterable[Collector]) -> None:
+        self._collectors = collectors
 
     def collect(self) -> Iterable[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
+        return chain.from_iterable(collector.collect() for collector in self._collectors)

@@ -30,4 +30,6 @@ class ServerMetrics:
         )
         build = families.gauge("helixflow_build_info", "1; the version stands in the label", "version")
         build.labels(__version__).set(1)
-        ProcessCollector(registry=families.registry)  # read from /proc at each scrape
+        families.include(
+            lambda registry: ProcessCollector(registry=registry)
+        )  # read from /proc at each scrape
