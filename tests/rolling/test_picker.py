@@ -140,6 +140,18 @@ def test_requests_go_to_the_replica_that_holds_their_model_and_to_another_when_i
     assert in_memory(second) == {"one", "two"}
 
 
+def test_where_the_picker_names_a_replica_that_is_not_there_another_is_asked(
+    replicas: Replicas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (replica,) = replicas(MODELS)
+    monkeypatch.setattr("tests.rolling.picker.pick", lambda model, loads: f"127.0.0.1:{free_port()}")
+    with (
+        picking([f"127.0.0.1:{replica.port}"]) as port,
+        envoy(tmp_path, [replica.port], config=PICKER_CONFIG, picker=port) as proxy,
+    ):
+        assert ask(proxy, "one").status_code == 200
+
+
 def test_without_its_picker_envoy_refuses_at_once(replicas: Replicas, tmp_path: Path) -> None:
     (replica,) = replicas(MODELS)
     with envoy(tmp_path, [replica.port], config=PICKER_CONFIG, picker=free_port()) as proxy:
