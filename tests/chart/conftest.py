@@ -14,9 +14,21 @@ from tests.chart.helm import REPOSITORY, VALUES_FILES, Helm, Releases
 
 @pytest.fixture(scope="session")
 def tools() -> Path:
-    """The folder of `scripts/fetch_chart_tools.py`; HELIXFLOW_REQUIRE_TOOLS=1 forbids to skip."""
+    """The folder of `scripts/fetch_chart_tools.py`."""
+    return _fetched()
+
+
+@pytest.fixture(scope="session")
+def checkov() -> Path:
+    """The program checkov."""
+    return _fetched("checkov") / "bin" / "checkov"
+
+
+def _fetched(*arguments: str) -> Path:
+    """What the script fetched; HELIXFLOW_REQUIRE_TOOLS=1 forbids to skip."""
     script = REPOSITORY / "scripts" / "fetch_chart_tools.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return Path(done.stdout.splitlines()[-1])
     reason = f"{script.name} failed: {done.stderr.strip()[-400:]}"
