@@ -106,8 +106,12 @@ class Door:
             with asks, self._admission.admitted(model, num_places):
                 yield Visit(model, recorder, self._clock() + limit_s, limit_s)
             self._admission.observe(recorder.elapsed_s)
+            recorder.completed()
         except HelixFlowError as error:
-            recorder.refused(error.code)
+            recorder.refused(error)
+            raise
+        except Exception:
+            recorder.broken()
             raise
         except asyncio.CancelledError:
             recorder.cancelled()

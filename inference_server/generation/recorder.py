@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from inference_server.telemetry.metrics import Metrics, ModelSeries
+from inference_server.errors import HelixFlowError, InternalError
+from inference_server.telemetry.metrics import Metrics
+from inference_server.telemetry.outcomes import Outcome, outcome_of
+from inference_server.telemetry.series import ModelSeries
 from inference_server.types import FinishReason
 
 Clock = Callable[[], float]
@@ -47,13 +50,24 @@ class RequestRecorder:
         """All vectors of a request for embeddings are there."""
         self._series.embedded(self.elapsed_s)
 
-    def refused(self, code: str) -> None:
-        """The request ended with an error of this code."""
-        self._metrics.rejected.labels(self._model, code).inc()
+    def completed(self) -> None:
+        """The request ended well."""
+        self._series.ended(Outcome.OK)
+
+    def refused(self, error: HelixFlowError) -> None:
+        """The request ended with this error."""
+        self._metrics.rejected.labels(self._model, error.code).inc()
+        self._series.ended(outcome_of(error))
+
+    def broken(self) -> None:
+        """The request met a bug: nothing raises other errors on purpose."""
+        self._metrics.rejected.labels(self._model, InternalError.code).inc()
+        self._series.ended(Outcome.FAILED)
 
     def cancelled(self) -> None:
         """The client left."""
         self._metrics.cancelled.labels(self._model, self._stage).inc()
+        self._series.ended(Outcome.CANCELLED)
 
     def _decoding(self) -> None:
         self._stage = "decode"

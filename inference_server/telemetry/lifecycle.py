@@ -25,6 +25,9 @@ class LifecycleMetrics:
             "helixflow_model_memory_bytes", "Bytes reserved, by kind", "model", "device", "kind"
         )
         self.budget = gauge("helixflow_memory_budget_bytes", "The memory budget", "device")
+        self.reserved = gauge(
+            "helixflow_memory_reserved_bytes", "What models hold or are being loaded into", "device"
+        )
         self.estimate_error = gauge(
             "helixflow_memory_estimate_error_ratio",
             "Measured bytes of weights and KV cache at the last load over the planned ones, minus 1",
@@ -68,9 +71,10 @@ class LifecycleMetrics:
 
     # ------------------------------------------------------------ the moment, at each scrape
 
-    def set_budget(self, device: str, num_bytes: int) -> None:
-        """The memory budget of one device."""
+    def set_budget(self, device: str, num_bytes: int, reserved_bytes: int) -> None:
+        """The memory budget of one device, and how much of it is reserved."""
         self.budget.labels(device).set(num_bytes)
+        self.reserved.labels(device).set(reserved_bytes)
 
     def set_memory(self, held: Mapping[tuple[str, str, str], int]) -> None:
         """What all models hold, by (model, device, kind); a model may have been on another device before."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from inference_server.telemetry.buckets import (
-    BATCH_BUCKETS,
     HTTP_BUCKETS,
     ITL_BUCKETS,
     LATENCY_BUCKETS,
@@ -20,19 +19,31 @@ from inference_server.telemetry.buckets import (
 )
 from inference_server.telemetry.families import Families
 from inference_server.telemetry.lifecycle import LifecycleMetrics
-from inference_server.types import EngineStats, FinishReason
+from inference_server.telemetry.series import ModelSeries
+from inference_server.telemetry.server import ServerMetrics
+from inference_server.types import EngineStats
 
 WITHOUT_WORKER = ("unloaded", "failed")  # the states in which no process holds the model
-ENDINGS = (FinishReason.STOP, FinishReason.LENGTH)
+# What an operator is woken by or looks for; other reasons get a series when they first happen.
+REASONS = (
+    "queue_full",
+    "model_load_failed",
+    "model_loading",
+    "insufficient_memory",
+    "deadline_exceeded",
+    "worker_died",
+    "internal_error",
+)
+STAGES = ("queue", "prefill", "decode")
 
 
-class Metrics(LifecycleMetrics):
+class Metrics(LifecycleMetrics, ServerMetrics):
     """All metrics of one server. It also is the model manager's observer."""
 
     def __init__(self, models: Iterable[str] = ()) -> None:
         self._families = Families()
         LifecycleMetrics.__init__(self, self._families)
-        self._totals: dict[str, EngineStats] = {}  # last seen counters per model, of the current worker
+        ServerMetrics.__init__(self, self._families)
         self._series: dict[str, ModelSeries] = {}  # of every model there is
         self._declare_serving()
         self._declare_requests()
@@ -90,15 +101,9 @@ class Metrics(LifecycleMetrics):
         self.cancelled = families.counter(
             "helixflow_requests_cancelled", "Requests whose client left", "model", "stage"
         )
-        self.http_duration = families.histogram(
-            "api_request_duration_seconds",
-            "HTTP request duration",
-            HTTP_BUCKETS,
-            "method",
-            "endpoint",
-            "status",
+        self.requests = families.counter(
+            "helixflow_requests", "Requests by how they ended", "model", "outcome"
         )
-        self.connections = families.gauge("active_connections", "HTTP requests in progress")
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return self._families.gauge(name, text, "model_name")
@@ -118,28 +123,27 @@ class Metrics(LifecycleMetrics):
             self.touch(model)
         for model in self._series.keys() - wanted:
             del self._series[model]
-            self._totals.pop(model, None)
             self._families.forget(model)
 
     def touch(self, model: str) -> None:
         """See `LifecycleMetrics`."""
         LifecycleMetrics.touch(self, model)
-        for gauge in (self.running, self.waiting, self.kv_usage):
-            gauge.labels(model)
+        for reason in REASONS:
+            self.rejected.labels(model, reason)
+        for stage in STAGES:
+            self.cancelled.labels(model, stage)
         self.of(model)
 
     # ------------------------------------------------------------ the moment, at each scrape
 
     def set_load(self, model: str, *, num_running: int, num_waiting: int, kv_cache_usage: float) -> None:
         """What one model is doing now; with the requests that no step has seen yet."""
-        self.running.labels(model).set(num_running)
-        self.waiting.labels(model).set(num_waiting)
-        self.kv_usage.labels(model).set(kv_cache_usage)
+        self.of(model).steps.load(num_running, num_waiting, kv_cache_usage)
 
     # ------------------------------------------------------------ requests
 
     def of(self, model: str) -> ModelSeries:
-        """The request series of one configured model: finding them by label each time would cost more."""
+        """The series of one configured model."""
         series = self._series.get(model)
         if series is None:
             series = self._series[model] = ModelSeries(self, model)
@@ -153,59 +157,8 @@ class Metrics(LifecycleMetrics):
             self.touch(model)  # it came with a reload
         LifecycleMetrics.on_state(self, model, state)
         if str(state) in WITHOUT_WORKER:
-            self._totals.pop(model, None)  # the next worker counts from zero
-            self.set_load(model, num_running=0, num_waiting=0, kv_cache_usage=0.0)
+            self.of(model).steps.worker_gone()
 
     def on_step(self, model: str, stats: EngineStats) -> None:
         """A worker has finished one step."""
-        self.set_load(
-            model,
-            num_running=stats.num_running,
-            num_waiting=stats.num_waiting,
-            kv_cache_usage=stats.kv_cache_usage,
-        )
-        before = self._totals.get(model, EngineStats())
-        self._totals[model] = stats
-        self.preemptions.labels(model).inc(max(0, stats.num_preemptions - before.num_preemptions))
-        self.cache_queries.labels(model).inc(max(0, stats.prefix_cache_queries - before.prefix_cache_queries))
-        self.cache_hits.labels(model).inc(max(0, stats.prefix_cache_hits - before.prefix_cache_hits))
-        self.draft_tokens.labels(model).inc(max(0, stats.num_draft_tokens - before.num_draft_tokens))
-        self.accepted_tokens.labels(model).inc(max(0, stats.num_accepted_tokens - before.num_accepted_tokens))
-        if stats.step_num_tokens:
-            self.iteration.labels(model).observe(stats.step_num_tokens)
-            bucket = next((size for size in BATCH_BUCKETS if stats.step_num_seqs <= size), BATCH_BUCKETS[-1])
-            self.inference.labels(model, str(bucket)).observe(stats.step_seconds)
-
-
-class ModelSeries:
-    """What every request of one model is measured by."""
-
-    def __init__(self, metrics: Metrics, model: str) -> None:
-        self.queue_time = metrics.queue_time.labels(model)
-        self.prompt_tokens = metrics.prompt_tokens.labels(model)
-        self.prompt_length = metrics.prompt_length.labels(model)
-        self.output_tokens = metrics.output_tokens.labels(model)
-        self.output_length = metrics.output_length.labels(model)
-        self.ttft = metrics.ttft.labels(model)
-        self.prefill_time = metrics.prefill_time.labels(model)
-        self.itl = metrics.itl.labels(model)
-        self._success = {reason: metrics.success.labels(model, reason.value) for reason in ENDINGS}
-        self._e2e = metrics.e2e.labels(model)
-        self._decode_time = metrics.decode_time.labels(model)
-        self._tpot = metrics.tpot.labels(model)
-
-    def embedded(self, e2e_s: float) -> None:
-        """A request for embeddings is complete."""
-        self._success[FinishReason.STOP].inc()
-        self._e2e.observe(e2e_s)
-
-    def answer_finished(
-        self, reason: FinishReason, num_tokens: int, *, e2e_s: float, decode_s: float
-    ) -> None:
-        """An answer of `num_tokens` is complete."""
-        self.output_length.observe(num_tokens)
-        self._success[reason].inc()
-        self._e2e.observe(e2e_s)
-        self._decode_time.observe(decode_s)
-        if num_tokens > 1:
-            self._tpot.observe(decode_s / (num_tokens - 1))
+        self.of(model).steps.step(stats)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from inference_server.telemetry.metrics import Metrics
+from inference_server.api.errors import STATUS
+from inference_server.telemetry.metrics import REASONS, Metrics
+from inference_server.telemetry.outcomes import Outcome
 from inference_server.types import EngineStats, FinishReason
 
 NAMES = [
@@ -43,8 +45,14 @@ NAMES = [
     "helixflow_model_swap_wait_seconds",
     "helixflow_memory_estimate_error_ratio",
     "helixflow_worker_deaths",
+    "helixflow_requests",
     "helixflow_requests_rejected",
     "helixflow_requests_cancelled",
+    "helixflow_memory_reserved_bytes",
+    "helixflow_draining",
+    "helixflow_build_info",
+    "process_resident_memory_bytes",
+    "process_cpu_seconds",
 ]
 
 
@@ -149,6 +157,24 @@ def test_counters_of_a_model_begin_at_zero() -> None:
     for reason in ("memory", "idle", "request", "removed"):
         assert sample(metrics, "helixflow_model_evictions_total", model="m", reason=reason) == 0
     assert sample(metrics, "helixflow_model_loads_total", model="m", result="failed") == 0
+
+
+def test_every_request_ends_in_one_of_four_ways_and_their_counts_begin_at_zero() -> None:
+    metrics = Metrics(["m"])
+    metrics.of("m").ended(Outcome.FAILED)
+    counts = {
+        outcome.value: sample(metrics, "helixflow_requests_total", model="m", outcome=outcome.value)
+        for outcome in Outcome
+    }
+    assert counts == {"ok": 0, "refused": 0, "failed": 1, "cancelled": 0}
+
+
+def test_reasons_that_wake_an_operator_are_codes_of_errors_and_begin_at_zero() -> None:
+    codes = {error.code for error in STATUS}
+    metrics = Metrics(["m"])
+    for reason in REASONS:
+        assert reason in codes
+        assert sample(metrics, "helixflow_requests_rejected_total", model="m", reason=reason) == 0
 
 
 def test_a_removed_model_vanishes_from_every_family_and_a_new_one_appears() -> None:

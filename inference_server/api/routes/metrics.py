@@ -20,7 +20,8 @@ async def page(request: Request) -> Response:
     statuses = context.manager.snapshot()
     context.metrics.sync_models(status.name for status in statuses)
     for usage in context.manager.device_usage():
-        context.metrics.set_budget(usage.device, usage.budget_bytes)
+        context.metrics.set_budget(usage.device, usage.budget_bytes, usage.reserved_bytes)
+    context.metrics.draining.set(context.door.is_draining)
     for status in statuses:
         _set_load(context, status)
     context.metrics.set_memory(
