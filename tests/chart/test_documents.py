@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import yaml
 
 from scripts.chart_documents import document, rows
@@ -44,6 +45,31 @@ def test_versions_are_those_of_the_package() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     (version,) = re.findall(r'^version = "(.*)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
     assert chart["appVersion"] == version
+
+
+PAGE = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_values_that_the_operations_page_shows_are_taken(helm: Helm, block: str) -> None:
+    assert helm.release(**yaml.safe_load(block)).one("Deployment")
+
+
+def test_places_that_the_operations_page_names_are_values() -> None:
+    values = yaml.safe_load(SOURCE)
+    named = set(re.findall(r"`([a-z][A-Za-z]*(?:\.[A-Za-z]+)+)[`:]", PAGE)) - {"models.yaml"}
+    assert len(named) > 8
+    for place in named:
+        inner = values
+        for name in place.split("."):
+            inner = inner[name]
+
+
+def test_links_of_the_operations_page_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", PAGE)
+    assert len(links) > 3
+    assert all((REPOSITORY / "docs" / link).exists() for link in links)
 
 
 def test_notes_say_how_to_make_the_key_and_ask(helm: Helm) -> None:

@@ -15,6 +15,7 @@ CUSTOM_KINDS = {
     "HTTPRoute",
     "InferencePool",
     "PodMonitor",
+    "PrometheusRule",
     "ScaledObject",
     "ServiceMonitor",
     "VerticalPodAutoscaler",

@@ -82,6 +82,7 @@ REFUSED: list[tuple[str, str]] = [
         "/monitoring/serviceMonitor/enabled",
     ),
     ("monitoring: {podMonitor: {interval: often}}", "/monitoring/podMonitor/interval"),
+    ("monitoring: {rules: {runbooks: https://wiki.example.com}}", "/monitoring/rules/runbooks"),
     ("networkPolicy: {ingressFrom: {}}", "/networkPolicy/ingressFrom"),
     ("ingress: {enabled: true}", "/ingress/hosts"),
     ("ingress: {hosts: [{host: a}]}", "/ingress/hosts/0"),
