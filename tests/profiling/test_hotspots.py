@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from inference_server.profiling.hotspots import Hotspot, hotspots
 
 
-def event(
-    name: str, start_us: float, duration_us: float, tid: int = 1, cat: str = "cpu_op"
-) -> dict[str, Any]:
+Event = dict[str, Any]
+
+
+def event(name: str, start_us: float, duration_us: float, tid: int = 1, cat: str = "cpu_op") -> Event:
     return {"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": tid, "ts": start_us, "dur": duration_us}
 
 
-def trace(*events: dict[str, Any]) -> bytes:
+def trace(*events: Event) -> bytes:
     return gzip.compress(json.dumps({"traceEvents": list(events)}).encode())
 
 

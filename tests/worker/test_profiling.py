@@ -84,7 +84,7 @@ def test_a_second_one_is_refused_and_the_first_goes_on() -> None:
     assert room.profiling.begin(MESSAGE) is None
 
 
-def test_what_fails_is_answered_without_its_words_and_does_not_stick(
+def test_what_fails_is_answered_without_its_words_and_is_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     room = Room()
