@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from inference_server.profiling.hotspots import Hotspot, hotspots
 
-
 Event = dict[str, Any]
 
 

@@ -155,3 +155,4 @@ def test_a_torch_profile_of_a_model_names_the_parts_of_its_steps(
     assert set(answered) == {100}
     assert done.returncode == 0, done.stderr
     assert "https://ui.perfetto.dev" in done.stdout
+    assert "profiler_st" not in demo_server.log, "torch's own words are no log lines"
