@@ -29,6 +29,7 @@ from inference_server.api.routes import (
     model_events,
     models,
     ollama,
+    profile,
     tokenization,
 )
 from inference_server.api.routes.chat import chat_completions
@@ -39,6 +40,7 @@ from inference_server.config.settings import Settings
 from inference_server.errors import HelixFlowError
 from inference_server.generation.services import Services
 from inference_server.model_manager.manager import ModelManager
+from inference_server.profiling.capture import Profiler, find_py_spy
 from inference_server.telemetry.endpoint_picker import EndpointPickerPage, ReplicaLoad
 from inference_server.telemetry.metrics import Metrics
 from inference_server.tracing.tracer import Tracer
@@ -105,6 +107,7 @@ def build_application(
         metrics=metrics,
         reload=reload,
         picker_page=EndpointPickerPage(measure, clock=clock, wall_clock=time.time),
+        profiler=Profiler(manager, find_py_spy()),
         created=int(time.time()),
     )
     return application
@@ -134,6 +137,7 @@ def _routes() -> list[Route]:
         Route("/models/sleep", admin.sleep_model, methods=["POST"]),
         Route("/models/wake", admin.wake_model, methods=["POST"]),
         Route("/models/plan", admin.plan_model, methods=["POST"]),
+        Route("/models/profile", profile.profile_model, methods=["POST"]),
         Route("/models/reload", admin.reload_models, methods=["POST"]),
         Route("/api/ps", ollama.running_models),
     ]

@@ -21,6 +21,7 @@ from inference_server.generation.service import Generation, GenerationService
 from inference_server.generation.tokenization import Tokenization
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.reload import ReloadReport
+from inference_server.profiling.capture import Profiler
 from inference_server.telemetry.endpoint_picker import EndpointPickerPage
 from inference_server.telemetry.metrics import Metrics
 
@@ -44,6 +45,7 @@ class ApiContext:
     metrics: Metrics
     reload: Reload
     picker_page: EndpointPickerPage
+    profiler: Profiler
     created: int
 
     def resolve(self, model: str) -> str:

@@ -17,7 +17,7 @@ from inference_server.api.schemas.anthropic import CountTokensRequest, MessagesR
 from inference_server.api.schemas.chat import ChatRequest
 from inference_server.api.schemas.completions import CompletionRequest
 from inference_server.api.schemas.embeddings import EmbeddingsRequest
-from inference_server.api.schemas.lifecycle import LoadRequest, ModelName, Nothing
+from inference_server.api.schemas.lifecycle import LoadRequest, ModelName, Nothing, ProfileRequest
 from inference_server.api.schemas.responses import ResponsesRequest
 from inference_server.api.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -82,6 +82,14 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/models/sleep", "Put a model to sleep", ModelName, tag="lifecycle"),
     Operation("post", "/models/wake", "Wake a model", ModelName, tag="lifecycle"),
     Operation("post", "/models/plan", "What a request for a model would meet", ModelName, tag="lifecycle"),
+    Operation(
+        "post",
+        "/models/profile",
+        "Take a profile of a model that is in memory",
+        ProfileRequest,
+        answers=(_JSON, "application/gzip"),
+        tag="lifecycle",
+    ),
     Operation(
         "post", "/models/reload", "Read the configuration again", Nothing, needs_body=False, tag="lifecycle"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 
@@ -104,6 +104,23 @@ class ServerClient:
             ServerError: no such model or server, or no permission.
         """
         return self._call("POST", "/models/plan", {"model": model})
+
+    def profile(self, model: str, seconds: float, kind: str, out: BinaryIO) -> None:
+        """Write a profile of a model that is in memory there; it takes `seconds` and a little more.
+
+        Raises:
+            ServerError: no such model or server, no permission, or it cannot be profiled now.
+        """
+        body = {"model": model, "seconds": seconds, "kind": kind}
+        address = f"{self._base_url}/models/profile"
+        try:
+            with self._http.stream("POST", address, json=body, timeout=_PATIENT) as response:
+                if response.is_error:
+                    response.read()
+                    _refuse_errors(response)
+                out.writelines(response.iter_bytes())
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
 
     def first_model(self) -> str:
         """A loaded model rather than one that has to be loaded; never an alias.

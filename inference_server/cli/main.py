@@ -35,6 +35,7 @@ VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "show": ("inference_server.cli.show", "show one model: entry, files, limits, state"),
         "plan": ("inference_server.cli.plan", "show what models take in memory, and who would leave for one"),
         "load": ("inference_server.cli.load", "bring a model of a running server into memory"),
+        "profile": ("inference_server.cli.profile", "see where the time of a running model goes"),
         "stop": ("inference_server.cli.stop", "take a model of a running server out of memory"),
         "rm": ("inference_server.cli.rm", "delete what the cache keeps for a model"),
         "check-config": ("inference_server.cli.check_config", "check models.yaml, environment and flags"),

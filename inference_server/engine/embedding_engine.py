@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
-from inference_server.engine.text_engine import RequestFailure, StepOutcome
+from inference_server.engine.text_engine import Mark, RequestFailure, StepOutcome, no_mark
 from inference_server.errors import InvalidRequest, SleepUnsupported
 from inference_server.scheduling.embedding import WaitingInput
 from inference_server.scheduling.embedding_queue import EmbeddingQueue
@@ -51,6 +51,7 @@ class EmbeddingEngine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock` gives seconds that only go up."""
+        self.mark: Mark = no_mark
         self._queue = queue
         self._embedder = embedder
         self._vocab_size = vocab_size
@@ -91,9 +92,10 @@ class EmbeddingEngine:
             return StepOutcome(stats=self.step_stats())
         started_s = self._clock()
         try:
-            vectors = self._embedder.embed(
-                [one.token_ids for one in batch], [one.request.dimensions for one in batch]
-            )
+            with self.mark("embed"):
+                vectors = self._embedder.embed(
+                    [one.token_ids for one in batch], [one.request.dimensions for one in batch]
+                )
         except Exception as error:
             return self._fail(batch, error)
         stats = self._stats(batch, self._clock() - started_s)

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,8 +73,22 @@ class StepOutcome:
     fatal: str | None = None
 
 
+Mark = Callable[[str], AbstractContextManager[object]]
+_NO_MARK = nullcontext()
+
+
+def no_mark(name: str) -> AbstractContextManager[object]:
+    """The mark of an engine that nobody profiles."""
+    return _NO_MARK
+
+
 class Engine(Protocol):
-    """What the worker's loop asks of any engine, of text or of embeddings."""
+    """What the worker's loop asks of any engine, of text or of embeddings.
+
+    `mark` gives the context in which each part of a step runs, so that a profile can name it.
+    """
+
+    mark: Mark
 
     @property
     def has_work(self) -> bool:
@@ -125,6 +140,7 @@ class TextEngine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`clock` gives seconds that only go up."""
+        self.mark: Mark = no_mark
         self._sleeper = sleeper
         self._compiling = Compilations(grammars)
         self._is_asleep = False
@@ -249,12 +265,14 @@ class TextEngine:
             return StepOutcome(stats=self.step_stats())
         step = self._in_flight.popleft()
         try:
-            sampled = step.pending.tokens()
+            with self.mark("results"):
+                sampled = step.pending.tokens()
         except Exception as error:
             return self._fail(step.batch, error)
         seconds = self._duration(step)
-        failures = self._drop_invalid(step.batch, sampled)
-        deltas = self._scheduler.commit(step.batch, sampled)
+        with self.mark("commit"):
+            failures = self._drop_invalid(step.batch, sampled)
+            deltas = self._scheduler.commit(step.batch, sampled)
         scores = step.pending.scores()
         if scores is not None:
             deltas = with_scores(deltas, scores)
@@ -273,13 +291,15 @@ class TextEngine:
         """Schedule and launch one step; False if there is none, or no use in one more."""
         if self._in_flight and isinstance(self._in_flight[-1].pending, FailedStep):
             return False  # what would be scheduled now is about to fail
-        batch = self._scheduler.schedule()
+        with self.mark("schedule"):
+            batch = self._scheduler.schedule()
         if not batch.scheduled:
             return False
         now_s = self._clock()
         pending: PendingStep
         try:
-            pending = self._runner.launch(batch)
+            with self.mark("launch"):
+                pending = self._runner.launch(batch)
         except Exception as error:
             pending = FailedStep(error)
         self._in_flight.append(_Launched(batch, pending, now_s))

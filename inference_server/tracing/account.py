@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inference_server.tracing.context import TraceContext
-from inference_server.tracing.timeline import Timeline
+from inference_server.tracing.timeline import CANCELLED, Timeline
 
 _DIGITS = 4  # a tenth of a millisecond
 
@@ -29,7 +29,7 @@ class RequestAccount:
     @property
     def has_failed(self) -> bool:
         """Whether the server owes an explanation: a 5xx, or an error within a stream."""
-        breaks_off = bool(self.timeline.error) and self.timeline.error != "cancelled"
+        breaks_off = bool(self.timeline.error) and self.timeline.error != CANCELLED
         return self.status >= 500 or (self.status < 400 and breaks_off)
 
 

@@ -34,6 +34,7 @@ _ERRORS: dict[str, type[errors.HelixFlowError]] = {
         errors.ModelLoadFailed,
         errors.ConfigError,
         errors.FetchFailed,
+        errors.Conflict,
         errors.SleepUnsupported,
     )
 }
@@ -98,6 +99,15 @@ class Worker(Protocol):
             InsufficientMemory, ModelLoadFailed: it sleeps on.
         """
 
+    async def profile(self, path: str, seconds: float, max_steps: int) -> None:
+        """Record what is computed for `seconds` or `max_steps`, and return when the file `path` is written.
+
+        Raises:
+            WorkerDied: the process is gone.
+            Conflict: a profile is being taken.
+            InternalError: it could not be recorded or written.
+        """
+
     async def stop(self) -> None:
         """Ask, wait, kill. Returns when the process is gone and its memory is free."""
 
@@ -137,6 +147,7 @@ class WorkerHandle:
         self._hang_timeout_s = hang_timeout_s
         self._streams: dict[str, _Stream] = {}
         self._changes: deque[asyncio.Future[None]] = deque()  # sleeps and wakes asked for, oldest first
+        self._profile: asyncio.Future[None] | None = None  # asked for and not answered
         self._connection: ChildConnection | None = None
         self._death_reason: str | None = None
         self._last_seen_s = time.monotonic()
@@ -192,6 +203,16 @@ class WorkerHandle:
         """See `Worker.wake`."""
         await self._change(protocol.Wake())
 
+    async def profile(self, path: str, seconds: float, max_steps: int) -> None:
+        """See `Worker.profile`."""
+        if self._death_reason is not None:
+            raise errors.WorkerDied(self._death_reason)
+        if self._profile is not None:
+            raise errors.Conflict("a profile of this model is being taken; wait until it is done")
+        self._profile = asyncio.get_running_loop().create_future()
+        self._open_connection().send(protocol.Profile(path=path, seconds=seconds, max_steps=max_steps))
+        await asyncio.shield(self._profile)  # whoever leaves early does not end it
+
     async def stop(self) -> None:
         """See `Worker.stop`."""
         connection = self._open_connection()
@@ -228,6 +249,8 @@ class WorkerHandle:
                 self._changed(None)
             case protocol.Unchanged(code=code, message=text):
                 self._changed(error_from_wire(code, text))
+            case protocol.Profiled(code=code, message=text):
+                self._profiled(error_from_wire(code, text) if code else None)
             case protocol.Failed(message=text):
                 self._death_reason = f"failed: {text}"
             case _:
@@ -250,6 +273,7 @@ class WorkerHandle:
             )
         while self._changes:
             self._changed(errors.WorkerDied(f"the model's worker process {self._death_reason}"))
+        self._profiled(errors.WorkerDied(f"the model's worker process {self._death_reason}"))
         if connection.exited.done():
             self._tell_closed(None)
         else:
@@ -295,6 +319,17 @@ class WorkerHandle:
             answer.set_result(None)
         else:
             answer.set_exception(error)
+
+    def _profiled(self, error: errors.HelixFlowError | None) -> None:
+        """The profile is done, or will never be; who asked may have left."""
+        answer, self._profile = self._profile, None
+        if answer is None:
+            return
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(error)
+            answer.exception()  # retrieved: nobody may be left to do so
 
     def _tell_closed(self, _: object) -> None:
         if not self.closed.done():

@@ -25,6 +25,7 @@ ProgressCallback = Callable[[protocol.Progress], None]
 START_TIMEOUT_S = 120.0
 # Nothing may start a thread or touch a device before the fork.
 FORK_SERVER_ENV = {
+    "KINETO_LOG_LEVEL": "6",  # torch's profiler writes lines of its own kind, most of them without need
     "OPENBLAS_NUM_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "TOKENIZERS_PARALLELISM": "false",

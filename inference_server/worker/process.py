@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import math
 import os
 import select
 import socket
@@ -25,6 +26,7 @@ from inference_server.engine.text_engine import Engine, EngineFacts, TextEngine
 from inference_server.worker import protocol
 from inference_server.worker.channel import ChildChannel
 from inference_server.worker.memory_limit import limit_memory
+from inference_server.worker.profiling import Profiling, Recording
 
 HEARTBEAT_INTERVAL_S = 1.0
 logger = logging.getLogger(__name__)
@@ -156,7 +158,7 @@ def _work(channel: ChildChannel, activity: Activity, message: protocol.Load) -> 
             why_not_sleep=engine.why_not_sleep,
         )
     )
-    return _serve(channel, activity, engine)
+    return _serve(channel, activity, engine, Profiling(engine, lambda: _recording(message), time.monotonic))
 
 
 def _build_engine(
@@ -192,19 +194,27 @@ def _with_overhead(
     return dataclasses.replace(facts, memory=memory)
 
 
-def _serve(channel: ChildChannel, activity: Activity, engine: Engine) -> int:
+def _serve(channel: ChildChannel, activity: Activity, engine: Engine, profiling: Profiling) -> int:
     """The loop: receive → step → deliver."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     while True:
-        if poller.poll(0 if engine.has_work else None):
+        if poller.poll(0 if engine.has_work else _milliseconds(profiling.remaining_s)):
             for message in channel.receive():
                 if isinstance(message, protocol.Stop):
                     return 0
-                _apply(channel, activity, engine, message)
-        if engine.has_work:
+                if not isinstance(message, protocol.Profile):
+                    _apply(channel, activity, engine, message)
+                elif (refusal := profiling.begin(message)) is not None:
+                    channel.send(refusal)
+        if profiling.is_due:
             with activity:
+                ended = profiling.end()
+            channel.send(ended)
+        if engine.has_work:
+            with activity, engine.mark("step"):
                 outcome = engine.step()
+            profiling.stepped()
             for failure in outcome.failures:
                 channel.send(
                     protocol.RequestFailed(
@@ -217,6 +227,17 @@ def _serve(channel: ChildChannel, activity: Activity, engine: Engine) -> int:
             if outcome.fatal is not None:
                 channel.send(protocol.Failed(code="worker_died", message=outcome.fatal))
                 return 1
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    """For a poller, which must not wake before they have passed."""
+    return None if seconds is None else math.ceil(seconds * 1000)
+
+
+def _recording(message: protocol.Load) -> Recording:
+    from inference_server.execution.torch_profile import TorchProfile
+
+    return TorchProfile(message.device)
 
 
 def _apply(channel: ChildChannel, activity: Activity, engine: Engine, message: protocol.ToChild) -> None:

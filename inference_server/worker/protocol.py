@@ -66,6 +66,17 @@ class Wake(Message, frozen=True, kw_only=True):
     """Take requests again. Answered by `Awake` or `Unchanged`."""
 
 
+class Profile(Message, frozen=True, kw_only=True):
+    """Record what is computed for `seconds`, or `max_steps` if they are over sooner, into the file `path`.
+
+    Requests go on. Answered by `Profiled`.
+    """
+
+    path: str
+    seconds: float
+    max_steps: int
+
+
 class Stop(Message, frozen=True, kw_only=True):
     """Leave at once; the server has already drained or given up on every request."""
 
@@ -122,6 +133,15 @@ class Unchanged(Message, frozen=True, kw_only=True):
     message: str
 
 
+class Profiled(Message, frozen=True, kw_only=True):
+    """The file of a `Profile` is there; with a `code`, it is not."""
+
+    num_steps: int = 0
+    seconds: float = 0.0
+    code: str = ""
+    message: str = ""
+
+
 class StepOutput(Message, frozen=True, kw_only=True):
     """One frame per step: the new tokens of every request in it, or the vectors of an embedding model."""
 
@@ -157,9 +177,19 @@ class Failed(Message, frozen=True, kw_only=True):
     retryable: bool = True
 
 
-ToChild = Prepare | Load | Submit | Embed | Abort | Sleep | Wake | Stop
+ToChild = Prepare | Load | Submit | Embed | Abort | Sleep | Wake | Profile | Stop
 FromChild = (
-    Progress | Prepared | Ready | StepOutput | Asleep | Awake | Unchanged | Heartbeat | RequestFailed | Failed
+    Progress
+    | Prepared
+    | Ready
+    | StepOutput
+    | Asleep
+    | Awake
+    | Unchanged
+    | Profiled
+    | Heartbeat
+    | RequestFailed
+    | Failed
 )
 
 __all__ = [
@@ -175,6 +205,8 @@ __all__ = [
     "MemoryReport",
     "Prepare",
     "Prepared",
+    "Profile",
+    "Profiled",
     "Progress",
     "Ready",
     "RequestFailed",

@@ -148,6 +148,7 @@ def test_a_reload_needs_no_body_and_takes_no_field(tmp_path: Path) -> None:
         ("POST", "/models/unload"),
         ("POST", "/models/sleep"),
         ("POST", "/models/wake"),
+        ("POST", "/models/profile"),
         ("POST", "/models/reload"),
         ("GET", "/v1"),
     ],

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from inference_server.model_manager.forecast import Forecast, plan_fields
 from inference_server.model_manager.status import DeviceUsage, ModelStatus
+from inference_server.profiling.capture import MAX_SECONDS, ProfileKind
 
 
 class ModelName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,6 +23,13 @@ class LoadRequest(ModelName, frozen=True, forbid_unknown_fields=True):
     """The body of a load; `keep_alive` as in a request for an answer."""
 
     keep_alive: float | str | None = None
+
+
+class ProfileRequest(ModelName, frozen=True, forbid_unknown_fields=True):
+    """The body of a profile."""
+
+    seconds: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = 5.0
+    kind: ProfileKind = "torch"
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
