@@ -47,11 +47,19 @@ def use(server: RunningServer) -> None:
     assert server.client.post("/v1/embeddings", json={"model": "embedder", "input": "x"}).status_code == 200
     assert server.chat("hello", model="broken").status_code == 503
     assert server.chat("fault:error:decode", model="one").status_code == 500
+    break_a_stream(server, "one")
     assert server.chat("hello", model="one", n=6).status_code == 429
     assert server.chat("hello", model="never-heard-of").status_code == 404
     sleep_and_wake(server, "one")
     leave_early(server, "one")
     assert server.client.get("/metrics/epp").status_code == 200
+
+
+def break_a_stream(server: RunningServer, model: str) -> None:
+    """It begins well, with a status of 200."""
+    broken = server.chat("fault:error:decode", model=model, stream=True)
+    assert broken.status_code == 200
+    assert "internal_error" in broken.text
 
 
 def sleep_and_wake(server: RunningServer, model: str) -> None:

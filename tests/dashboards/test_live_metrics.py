@@ -74,7 +74,7 @@ def test_the_load_has_left_its_traces(server: RunningServer, page: str) -> None:
         return values[name, tuple(sorted(labels.items()))]
 
     assert value("helixflow_requests_total", model="broken", outcome="failed") == 1
-    assert value("helixflow_requests_total", model="one", outcome="failed") == 1
+    assert value("helixflow_requests_total", model="one", outcome="failed") == 2  # one in mid-stream
     assert value("helixflow_requests_total", model="one", outcome="refused") == 1
     assert value("helixflow_requests_total", model="one", outcome="cancelled") == 1
     assert value("helixflow_requests_total", model="two", outcome="ok") == 2
