@@ -26,7 +26,7 @@ def ask(proxy: Proxy, *, num_more_bytes: int = 0, timeout_s: float = 5) -> int:
     messages = [{"role": "user", "content": "hi"}]
     body: dict[str, Any] = {"messages": messages, "model": "talker", "max_tokens": 2}
     body["user"] = "x" * num_more_bytes
-    return httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=timeout_s).status_code
+    return proxy.client.post("/v1/chat/completions", json=body, timeout=timeout_s).status_code
 
 
 def loads(through: tuple[Proxy, ...], stack: ExitStack) -> list[Load]:

@@ -92,7 +92,7 @@ def test_a_stream_without_end_is_told_why_and_the_server_is_gone_within_its_time
     assert 7 < time.monotonic() - told_s < 8
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_server_and_workers_at_once(
     server: RunningServer, second: signal.Signals
 ) -> None:
