@@ -39,7 +39,9 @@ def until_answered(clients: list[Load], num_answers: int) -> None:
     until(lambda: all(one.num_answers >= number for one, number in zip(clients, wanted, strict=True)))
 
 
-def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, tmp_path: Path) -> None:
+def test_what_a_leaving_or_a_dead_replica_refuses_is_asked_of_another(
+    replicas: Replicas, tmp_path: Path
+) -> None:
     leaving, staying = replicas(TALKER, TALKER)
     with proxies(tmp_path, [leaving.port, staying.port], edit=slow_checks) as through:
         client = leaving.server.client
@@ -55,6 +57,9 @@ def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, 
             for proxy, size in zip(through, MAX_REPEATED, strict=True):
                 assert [ask(proxy, num_more_bytes=size) for _ in range(6)] == [200] * 6, proxy.name
             next(received)
+        leaving.kill()
+        for proxy in through:
+            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
 
 
 @pytest.mark.slow
