@@ -77,14 +77,18 @@ class Proxy:
         self.client.close()
 
 
-@functools.cache
 def tools() -> Path:
     """The folder with `envoy` and `haproxy`; skips the test where they cannot be had."""
+    fetched = _fetched()
+    if fetched.returncode:
+        pytest.skip(fetched.stderr.strip().splitlines()[-1])
+    return Path(fetched.stdout.strip())
+
+
+@functools.cache  # also that they cannot be had, which may take long to find out
+def _fetched() -> subprocess.CompletedProcess[str]:
     script = ROOT / "scripts/fetch_proxies.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(done.stderr.strip().splitlines()[-1])
-    return Path(done.stdout.strip())
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
 
 
 @contextlib.contextmanager
