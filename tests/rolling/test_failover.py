@@ -83,9 +83,13 @@ def test_the_other_region_is_asked_as_far_as_this_one_lacks_replicas(
         here[1].kill()
         until(lambda: not any(proxy.is_up(here[1].port) for proxy in through))
         assert (share_elsewhere(envoy), share_elsewhere(haproxy)) == (1, 1)
-        for replica in here:
+        assert [proxy.client.get("/readyz").status_code for proxy in through] == [200, 200]
+        elsewhere.kill()
+        until(lambda: [proxy.client.get("/readyz").status_code for proxy in through] == [503, 503])
+        for replica in (*here, elsewhere):
             replica.start()
         until(lambda: all(proxy.is_up(replica.port) for proxy in through for replica in here), timeout_s=30)
+        elsewhere.wait_until_ready()
         assert (share_elsewhere(envoy), share_elsewhere(haproxy)) == (0, 0)
 
 
