@@ -160,7 +160,11 @@ _LIMITS = (
         kinds.size(1024**2),
         "main memory that a model's process may take for itself; more fails its load, or the request",
     ),
-    Key("shutdown_timeout", kinds.duration(zero=True), "what running requests get when the server stops"),
+    Key(
+        "shutdown_timeout",
+        kinds.duration(zero=True),
+        "from the signal to stop until the server has ended; running requests get nearly all of it",
+    ),
     Key(
         "shutdown_grace",
         kinds.duration(zero=True),

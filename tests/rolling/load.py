@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 NUM_TOKENS = 6
-PAUSE_S = 0.01
+PAUSE_S = 0.03
 
 
 @dataclass

@@ -50,7 +50,8 @@ class Proxy:
         self.name = Path(command[0]).name
         self.port = port
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
-        self.tls = ssl.create_default_context(cafile=certificate)
+        self.tls = ssl.create_default_context(cafile=certificate) if certificate else False
+        self.client = httpx.Client(base_url=self.url, verify=self.tls, timeout=20)
         self.log_path = folder / f"{self.name}.{port}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -64,7 +65,7 @@ class Proxy:
             if self.process.poll() is not None:
                 raise AssertionError(f"{self.name} ended:\n{self.log_path.read_text(encoding='utf-8')}")
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", verify=self.tls).status_code == 200:
+                if self.client.get("/readyz").status_code == 200:
                     return
             assert time.monotonic() < deadline_s, self.log_path.read_text(encoding="utf-8")
             time.sleep(0.05)
@@ -73,16 +74,21 @@ class Proxy:
         """At once."""
         self.process.kill()
         self.process.wait()
+        self.client.close()
 
 
-@functools.cache
 def tools() -> Path:
     """The folder with `envoy` and `haproxy`; skips the test where they cannot be had."""
+    fetched = _fetched()
+    if fetched.returncode:
+        pytest.skip(fetched.stderr.strip().splitlines()[-1])
+    return Path(fetched.stdout.strip())
+
+
+@functools.cache  # also that they cannot be had, which may take long to find out
+def _fetched() -> subprocess.CompletedProcess[str]:
     script = ROOT / "scripts/fetch_proxies.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(done.stderr.strip().splitlines()[-1])
-    return Path(done.stdout.strip())
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
 
 
 @contextlib.contextmanager
@@ -112,7 +118,7 @@ def envoy(
     command = [str(tools() / "envoy"), "-c", str(written), *flags]
 
     def is_up(replica: int) -> bool:
-        page = httpx.get(f"http://127.0.0.1:{admin}/clusters").text
+        page = httpx.get(f"http://127.0.0.1:{admin}/clusters", verify=False).text
         return f"helixflow::127.0.0.1:{replica}::health_flags::healthy" in page
 
     yield from _running(Proxy(command, port, folder, is_up, certificate))
@@ -138,7 +144,7 @@ def haproxy(
     env |= {"BIND": f"127.0.0.1:{port}", "STATS": f"127.0.0.1:{(stats := free_port())}"}
 
     def is_up(replica: int) -> bool:
-        page = httpx.get(f"http://127.0.0.1:{stats}/metrics").text
+        page = httpx.get(f"http://127.0.0.1:{stats}/metrics", verify=False).text
         server = f"replica-{ports.index(replica) + 1}"
         return f'haproxy_server_status{{proxy="replicas",server="{server}",state="UP"}} 1\n' in page
 

@@ -26,7 +26,7 @@ def ask(proxy: Proxy, *, num_more_bytes: int = 0, timeout_s: float = 5) -> int:
     messages = [{"role": "user", "content": "hi"}]
     body: dict[str, Any] = {"messages": messages, "model": "talker", "max_tokens": 2}
     body["user"] = "x" * num_more_bytes
-    return httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=timeout_s).status_code
+    return proxy.client.post("/v1/chat/completions", json=body, timeout=timeout_s).status_code
 
 
 def loads(through: tuple[Proxy, ...], stack: ExitStack) -> list[Load]:
@@ -39,7 +39,9 @@ def until_answered(clients: list[Load], num_answers: int) -> None:
     until(lambda: all(one.num_answers >= number for one, number in zip(clients, wanted, strict=True)))
 
 
-def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, tmp_path: Path) -> None:
+def test_what_a_leaving_or_a_dead_replica_refuses_is_asked_of_another(
+    replicas: Replicas, tmp_path: Path
+) -> None:
     leaving, staying = replicas(TALKER, TALKER)
     with proxies(tmp_path, [leaving.port, staying.port], edit=slow_checks) as through:
         client = leaving.server.client
@@ -55,28 +57,40 @@ def test_what_a_leaving_replica_refuses_is_asked_of_another(replicas: Replicas, 
             for proxy, size in zip(through, MAX_REPEATED, strict=True):
                 assert [ask(proxy, num_more_bytes=size) for _ in range(6)] == [200] * 6, proxy.name
             next(received)
+        leaving.kill()
+        for proxy in through:
+            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
 
 
 @pytest.mark.slow
-def test_the_other_region_is_asked_while_this_one_has_no_replica(replicas: Replicas, tmp_path: Path) -> None:
-    here, elsewhere = replicas(TALKER, TALKER)
-    with proxies(tmp_path, [here.port], [elsewhere.port]) as through:
-        for proxy in through:
-            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
-        assert (here.num_served(), elsewhere.num_served()) == (40, 0)
-        here.kill()
-        for proxy in through:
-            until(lambda proxy=proxy: ask(proxy) == 200, timeout_s=OUT_AFTER_S)
-            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
-        here.start()
-        here.wait_until_ready()
-        for proxy in through:
-            before = here.num_served()
-            until(lambda proxy=proxy, before=before: ask(proxy) == 200 and here.num_served() > before)
-        away = elsewhere.num_served()
-        for proxy in through:
-            assert [ask(proxy) for _ in range(20)] == [200] * 20, proxy.name
-        assert elsewhere.num_served() == away
+def test_the_other_region_is_asked_as_far_as_this_one_lacks_replicas(
+    replicas: Replicas, tmp_path: Path
+) -> None:
+    *here, elsewhere = replicas(TALKER, TALKER, TALKER)
+
+    def share_elsewhere(proxy: Proxy) -> float:
+        before = elsewhere.num_served()
+        assert [ask(proxy) for _ in range(100)] == [200] * 100, proxy.name
+        return (elsewhere.num_served() - before) / 100
+
+    with proxies(tmp_path, [replica.port for replica in here], [elsewhere.port]) as through:
+        envoy, haproxy = through
+        assert (share_elsewhere(envoy), share_elsewhere(haproxy)) == (0, 0)
+        here[0].kill()
+        until(lambda: not any(proxy.is_up(here[0].port) for proxy in through))
+        assert 0.1 < share_elsewhere(envoy) < 0.5  # 30 % by its rule: half are healthy, times 1.4
+        assert share_elsewhere(haproxy) == 0
+        here[1].kill()
+        until(lambda: not any(proxy.is_up(here[1].port) for proxy in through))
+        assert (share_elsewhere(envoy), share_elsewhere(haproxy)) == (1, 1)
+        assert [proxy.client.get("/readyz").status_code for proxy in through] == [200, 200]
+        elsewhere.kill()
+        until(lambda: [proxy.client.get("/readyz").status_code for proxy in through] == [503, 503])
+        for replica in (*here, elsewhere):
+            replica.start()
+        until(lambda: all(proxy.is_up(replica.port) for proxy in through for replica in here), timeout_s=30)
+        elsewhere.wait_until_ready()
+        assert (share_elsewhere(envoy), share_elsewhere(haproxy)) == (0, 0)
 
 
 @pytest.mark.slow

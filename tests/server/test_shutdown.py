@@ -77,6 +77,18 @@ def test_after_its_grace_it_refuses_and_ends_as_soon_as_the_last_stream_has(serv
     assert is_refused(server)
 
 
+def test_a_server_that_is_still_loading_ends_at_once(write_config: WriteConfig) -> None:
+    config = write_config("models: {cold: {source: 'scripted:?load_ms=60000', preload: true}}\n")
+    with running_server(config, ready="/livez") as server:
+        until(lambda: server.client.get("/health/startup").json()["models"][0]["phase"] == "load")
+        family = server.children()
+        told_s = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 0
+        assert time.monotonic() - told_s < 3
+    until(lambda: not any(is_alive(pid) for pid in family), timeout_s=2)
+
+
 @pytest.mark.slow
 def test_a_stream_without_end_is_told_why_and_the_server_is_gone_within_its_time(
     server: RunningServer,
@@ -92,7 +104,7 @@ def test_a_stream_without_end_is_told_why_and_the_server_is_gone_within_its_time
     assert 7 < time.monotonic() - told_s < 8
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_server_and_workers_at_once(
     server: RunningServer, second: signal.Signals
 ) -> None:
