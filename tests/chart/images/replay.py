@@ -1,8 +1,8 @@
-"""Replays a Dockerfile without a container engine: each stage is an overlay over the stages below it.
+"""Replays a Dockerfile without a container engine: what a stage writes is an overlay over a root that exists.
 
-Owns the folders of the layers. The lowest one is a root that exists, this machine's or an empty Debian's, instead
-of the base image; nothing is written to it. Mounts live in a namespace of each command and end with it, which
-needs root and a kernel with overlayfs.
+Owns the folders of the stages; one begins as a copy of what the stage below it has written. The root, this
+machine's or an empty Debian's, stands in for the base image, and nothing is written to it. Mounts live in a
+namespace of each command and end with it, which needs root and a kernel with overlayfs.
 """
 
 from __future__ import annotations
@@ -26,27 +26,24 @@ _OURS = {
 
 def possible(scratch: Path) -> bool:
     """Whether overlays can be mounted here."""
-    layer = Layer(scratch / "probe", [Path("/")])
-    return os.geteuid() == 0 and subprocess.run(layer.command(["true"]), check=False).returncode == 0
+    if os.geteuid() != 0:
+        return False
+    probe = Layer(scratch / "probe", Path("/"))
+    return subprocess.run(probe.command(["true"]), check=False).returncode == 0
 
 
 @dataclass
 class Layer:
-    """What one stage writes, over the roots below it, nearest first."""
+    """What a stage and those below it have written over a root."""
 
     folder: Path
-    below: list[Path]
+    base: Path
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": PATH, "HOME": "/root"})
     working_directory: str = "/"
 
     def __post_init__(self) -> None:
         for name in ("upper", "work", "root"):
-            (self.folder / name).mkdir(parents=True)
-
-    @property
-    def roots(self) -> list[Path]:
-        """The roots that a stage from this one lies over."""
-        return [self.folder / "upper", *self.below]
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def command(
         self,
@@ -59,9 +56,8 @@ class Layer:
     ) -> list[str]:
         """A command line that runs words in this root; what `binds` names is put in place first."""
         root = self.folder / "root"
-        options = f"lowerdir={':'.join(map(str, self.roots if not writable else self.below))}"
-        if writable:
-            options += f",upperdir={self.folder / 'upper'},workdir={self.folder / 'work'}"
+        options = f"lowerdir={self.base},upperdir={self.folder / 'upper'},workdir={self.folder / 'work'}"
+        options += "" if writable else ",ro"
         script = [f"mount -t overlay overlay -o {options} {root}", f"mount -t proc proc {root}/proc"]
         script += [f"mount --rbind /dev {root}/dev"]
         for target, source in (binds or {}).items():
@@ -104,9 +100,11 @@ class Replay:
     def _begin(self, stage: Stage) -> Layer:
         folder = self._scratch / stage.name
         if stage.base not in self.layers:
-            return Layer(folder, [self._base])
+            return Layer(folder, self._base)
         parent = self.layers[stage.base]
-        return Layer(folder, parent.roots, dict(parent.environment), parent.working_directory)
+        folder.mkdir()
+        subprocess.run(["cp", "-a", str(parent.folder / "upper"), str(folder)], check=True)
+        return Layer(folder, self._base, dict(parent.environment), parent.working_directory)
 
     def _carry_out(self, instruction: Instruction, layer: Layer, arguments: Mapping[str, str]) -> None:
         if instruction.verb == "RUN":

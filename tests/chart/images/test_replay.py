@@ -82,8 +82,8 @@ def test_the_program_can_be_read_by_the_user_and_not_be_changed(
 
 
 def test_what_a_worker_needs_is_there(image: Layer, volumes: dict[str, Path]) -> None:
-    imports = "import inference_server.worker.process, torch, transformers, bitsandbytes; print(torch.ones(2).sum())"
-    assert output(inside(image, volumes, "python", "-c", imports)) == "tensor(2.)\n"
+    program = "import inference_server.worker.process, torch, transformers; print(torch.ones(2).sum())"
+    assert output(inside(image, volumes, "python", "-c", program)) == "tensor(2.)\n"
 
 
 def test_the_entry_point_refuses_to_listen_without_a_key(image: Layer, volumes: dict[str, Path]) -> None:
