@@ -46,10 +46,9 @@ LABEL org.opencontainers.image.title="HelixFlow" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# Ubuntu's image has a user of its own with this id.
-RUN if id ubuntu >/dev/null 2>&1; then userdel --remove ubuntu; fi \
-    && groupadd --gid 1000 helixflow \
-    && useradd --uid 1000 --gid 1000 --create-home --home-dir /home/helixflow helixflow \
+# Ubuntu's image has a user of its own with this id, hence not unique.
+RUN groupadd --non-unique --gid 1000 helixflow \
+    && useradd --non-unique --uid 1000 --gid 1000 --create-home --home-dir /home/helixflow helixflow \
     && install --directory --owner=1000 --group=1000 /cache
 COPY --from=install /opt/helixflow /opt/helixflow
 COPY helm/helixflow/files/demo-models.yaml /etc/helixflow/models.yaml

@@ -44,6 +44,7 @@ REFUSED: list[tuple[str, str]] = [
     ("server: {port: 80}", "/server/port"),
     ("server: {logLevel: loud}", "/server/logLevel"),
     ("server: {extraArgs: [--port=1]}", "/server/extraArgs/0"),
+    ("server: {extraArgs: [--ssl-keyfile=x]}", "/server/extraArgs/0"),
     ("server: {extraArgs: [serve]}", "/server/extraArgs/0"),
     ("config: {modells: {}}", "/config"),
     ("config: {models: {}}", "/config/models"),
@@ -116,11 +117,35 @@ COMPARED: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("values", "place"), REFUSED, ids=[values for values, _ in REFUSED])
-def test_the_schema_refuses(helm: Helm, values: str, place: str) -> None:
+def test_the_schema_refuses(values: str, place: str) -> None:
+    errors = Draft7Validator(SCHEMA).iter_errors(_merged(VALUES, yaml.safe_load(values)))
+    found = {"/".join(("", *map(str, error.absolute_path))) for error in errors}
+    assert place in found or {one.rpartition("/")[0] for one in found} == {place}
+
+
+def _merged(defaults: Any, values: Any) -> Any:
+    """What helm makes of values: maps are merged, null takes away, all else is replaced."""
+    if not (isinstance(defaults, dict) and isinstance(values, dict)):
+        return values
+    names = [name for name in {**defaults, **values} if name not in values or values[name] is not None]
+    return {
+        name: _merged(defaults.get(name), values[name]) if name in values else defaults[name]
+        for name in names
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("values", "place"), REFUSED, ids=[values for values, _ in REFUSED])
+def test_helm_4_names_the_place_that_the_schema_refuses(helm: Helm, values: str, place: str) -> None:
     with pytest.raises(RefusedError) as refused:
         helm.release(**yaml.safe_load(values))
     assert f"- at '{place}'" in str(refused.value)
     assert "values don't meet the specifications of the schema" in str(refused.value)
+
+
+def test_helm_reads_the_schema(helm: Helm) -> None:
+    with pytest.raises(RefusedError, match="at '/gpu/count': minimum"):
+        helm.release(gpu={"count": 0})
 
 
 @pytest.mark.parametrize(("values", "words"), COMPARED, ids=[values for values, _ in COMPARED])

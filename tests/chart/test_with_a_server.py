@@ -88,8 +88,9 @@ def test_the_picker_finds_what_it_scrapes(releases: Releases, server: RunningSer
 def test_helm_test_lists_models_asks_one_and_streams(
     release: Release, server: RunningServer, tmp_path: Path
 ) -> None:
-    done = _smoke_test(release, tmp_path, BASE_URL=server.url, API_KEY=KEY)
+    done = _smoke_test(release, tmp_path, BASE_URL=server.url, API_KEY=KEY, MODEL="two")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("from two") == 2
     assert [line.split(":")[1].strip() for line in done.stdout.splitlines()] == [
         "models",
         "completion",

@@ -19,20 +19,21 @@ def main() -> int:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout_s = float(os.environ["TIMEOUT_S"])
     with httpx.Client(base_url=os.environ["BASE_URL"], headers=headers, timeout=timeout_s) as client:
-        model = os.environ["MODEL"] or first_model(client)
+        names = models(client)
+        model = os.environ["MODEL"] or names[0]
         completion(client, model)
         stream(client, model)
     return 0
 
 
-def first_model(client: httpx.Client) -> str:
-    """The first model that the server offers."""
+def models(client: httpx.Client) -> list[str]:
+    """The names of all models that the server offers."""
     answer = client.get("/v1/models").raise_for_status().json()
-    names = [entry["id"] for entry in answer["data"]]
+    names: list[str] = [entry["id"] for entry in answer["data"]]
     if not names:
         raise SystemExit("FAILED: the server lists no model; see models.yaml in the release's ConfigMap")
     say("models", ", ".join(names))
-    return str(names[0])
+    return names
 
 
 def completion(client: httpx.Client, model: str) -> None:

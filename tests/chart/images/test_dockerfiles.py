@@ -26,10 +26,17 @@ def dockerfile(request: pytest.FixtureRequest) -> Dockerfile:
 
 
 def test_hadolint_finds_nothing(tools: Path) -> None:
-    done = subprocess.run(
-        [str(tools / "bin" / "hadolint"), *map(str, PATHS)], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "")
+    assert _hadolint(tools, attempts=3) == (0, "")
+
+
+def _hadolint(tools: Path, attempts: int) -> tuple[int, str]:
+    """Status and findings. The program takes a tenth of a second, or, rarely, spins without end."""
+    command = [str(tools / "bin" / "hadolint"), *map(str, PATHS)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired:
+        return _hadolint(tools, attempts - 1) if attempts > 1 else (-1, "no answer")
+    return done.returncode, done.stdout
 
 
 def test_both_have_the_same_stages() -> None:
