@@ -68,7 +68,8 @@ def scraped_server(num_models: int, load_s: float) -> Iterator[ServerProcess]:
     """A server whose models have all answered once, and more that take `load_s` to load."""
     quick = "".join(f"  m{n}: {{source: 'scripted:?output_tokens=8'}}\n" for n in range(num_models))
     slow = "".join(
-        f"  slow{n}: {{source: 'scripted:?load_ms={(load_s + MARGIN_S) * 1000:.0f}'}}\n" for n in range(NUM_LOADS)
+        f"  slow{n}: {{source: 'scripted:?load_ms={(load_s + MARGIN_S) * 1000:.0f}'}}\n"
+        for n in range(NUM_LOADS)
     )
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "models.yaml"
