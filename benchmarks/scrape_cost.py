@@ -25,6 +25,7 @@ from inference_server.bench.server_process import ServerProcess, free_port
 from inference_server.bench.target import HelixFlowLaunch, own_server
 
 NUM_LOADS = 2  # one is watched without scrapes, one with
+MARGIN_S = 2.5  # a load lasts so much longer than its measurement: a busy machine's clocks slip
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def scraped_server(num_models: int, load_s: float) -> Iterator[ServerProcess]:
     """A server whose models have all answered once, and more that take `load_s` to load."""
     quick = "".join(f"  m{n}: {{source: 'scripted:?output_tokens=8'}}\n" for n in range(num_models))
     slow = "".join(
-        f"  slow{n}: {{source: 'scripted:?load_ms={load_s * 1000 + 1000:.0f}'}}\n" for n in range(NUM_LOADS)
+        f"  slow{n}: {{source: 'scripted:?load_ms={(load_s + MARGIN_S) * 1000:.0f}'}}\n"
+        for n in range(NUM_LOADS)
     )
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "models.yaml"

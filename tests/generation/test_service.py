@@ -305,11 +305,23 @@ def test_leaving_mid_answer_aborts_the_worker_at_once(tmp_path: Path) -> None:
         worker = await house.warm()
         worker.gate = asyncio.Semaphore(3)
         async with leaving(house):
-            await until(worker.gate.locked)
+            await until(lambda: house.sample("vllm:generation_tokens_total", model_name="demo") == 3)
             assert worker.open == {"r1-0"}
         assert worker.aborted == ["r1-0"]
         assert house.sample("helixflow_requests_cancelled_total", model="demo", stage="decode") == 1
-        assert house.sample("vllm:generation_tokens_total", model_name="demo") == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_is_counted_as_a_failure_of_ours(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        house = House(tmp_path)
+        with pytest.raises(KeyError):
+            async with house.door.admitted("demo", 1, None):
+                raise KeyError("nobody raises this on purpose")
+        assert house.sample("helixflow_requests_total", model="demo", outcome="failed") == 1
+        assert house.sample("helixflow_requests_total", model="demo", outcome="ok") == 0
+        assert house.sample("helixflow_requests_rejected_total", model="demo", reason="internal_error") == 1
 
     asyncio.run(scenario())
 
