@@ -24,7 +24,7 @@ from inference_server.model_manager.plan import is_scripted
 from inference_server.model_manager.states import ModelState
 
 MAX_SECONDS = 60
-MAX_STEPS = 1000  # of a torch profile: viewers open no more, and a worker keeps each event in memory
+MAX_STEPS = 200  # of a torch profile: thousands of events each, which a worker keeps and a viewer must open
 SAMPLES_PER_S = 100
 ProfileKind = Literal["torch", "py-spy"]
 _UNFIT = re.compile(r"[^\w.-]+", re.ASCII)  # for the name of a file
