@@ -179,7 +179,7 @@ async def _live(
 async def _take_leave(settings: Settings, manager: ModelManager, door: Door) -> None:
     """Returns when nobody is inside any more, at the latest shortly before the process must have ended."""
     loop = asyncio.get_running_loop()
-    wait_s = settings.shutdown_timeout - min(ENDING_S, settings.shutdown_timeout / 10)
+    wait_s = settings.shutdown_timeout - min(ENDING_S, settings.shutdown_timeout / 3)
     end_s = loop.time() + wait_s
     door.announce_leaving()
     await manager.stop_preloading()

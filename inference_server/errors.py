@@ -168,7 +168,7 @@ class InsufficientMemory(Unavailable):
 
 
 class ShuttingDown(Unavailable):
-    """The server is draining."""
+    """The server is draining, or has stopped before the request had ended."""
 
     code = "shutting_down"
 

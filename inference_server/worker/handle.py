@@ -70,6 +70,7 @@ class Worker(Protocol):
 
         Raises (while iterating):
             WorkerDied: the process is gone.
+            ShuttingDown: it was stopped before it had finished.
             InvalidRequest, ContextTooLong: the worker refused the request.
             InternalError: the model's forward pass failed for this request.
         """
@@ -79,6 +80,7 @@ class Worker(Protocol):
 
         Raises:
             WorkerDied: the process is gone.
+            ShuttingDown: it was stopped before it had finished.
             InvalidRequest, ContextTooLong: the worker refused the request.
             InternalError: the model's forward pass failed for this request.
         """
@@ -109,7 +111,7 @@ class Worker(Protocol):
         """
 
     async def stop(self) -> None:
-        """Ask, wait, kill. Returns when the process is gone and its memory is free."""
+        """Fail what runs, ask, wait, kill. Returns when the process is gone and its memory is free."""
 
 
 class _Stream:
@@ -218,6 +220,8 @@ class WorkerHandle:
         connection = self._open_connection()
         if self._death_reason is None:
             self._death_reason = "was stopped"
+        # Models leave when nobody uses them; whoever is still here is cut off with the server.
+        self._fail_all(errors.ShuttingDown("the server stopped before the request had ended; send it again"))
         connection.send(protocol.Stop())
         if not await connection.wait_exit(GRACE_S):
             connection.kill()
@@ -265,12 +269,9 @@ class WorkerHandle:
             self._death_reason = reason
         connection = self._open_connection()
         connection.kill()
-        for stream in self._streams.values():
-            stream.put(
-                errors.WorkerDied(
-                    "the model's worker process ended while it held this request; send it again"
-                )
-            )
+        self._fail_all(
+            errors.WorkerDied("the model's worker process ended while it held this request; send it again")
+        )
         while self._changes:
             self._changed(errors.WorkerDied(f"the model's worker process {self._death_reason}"))
         self._profiled(errors.WorkerDied(f"the model's worker process {self._death_reason}"))
@@ -280,6 +281,10 @@ class WorkerHandle:
             connection.exited.add_done_callback(self._tell_closed)
 
     # ------------------------------------------------------------ internals
+
+    def _fail_all(self, error: errors.HelixFlowError) -> None:
+        for stream in self._streams.values():
+            stream.put(error)
 
     @contextmanager
     def _submitted(self, request_id: str, message: protocol.Submit | protocol.Embed) -> Iterator[_Stream]:

@@ -155,7 +155,7 @@ def test_a_stream_that_outlasts_the_drain_is_ended(write_config: WriteConfig) ->
             next(received)
             server.signal(signal.SIGTERM)
             last = list(received)[-1]
-        assert "error" in json.loads(last)
+        assert json.loads(last)["error"]["code"] == "shutting_down"
         assert server.process.wait(timeout=10) == 0
 
 

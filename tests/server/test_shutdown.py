@@ -9,13 +9,14 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
 from tests.server.conftest import WriteConfig
 from tests.server.running import RunningServer, is_alive, running_server
-from tests.server.test_faults import events, stream_body, until
+from tests.server.test_faults import events, gauge, stream_body, until
 
 CONFIG = "models:\n  slow: {source: 'scripted:?output_tokens=100000&step_ms=20', preload: true}\n"
 BODY = json.dumps({"model": "slow", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
@@ -90,16 +91,24 @@ def test_a_server_that_is_still_loading_ends_at_once(write_config: WriteConfig) 
 
 
 @pytest.mark.slow
-def test_a_stream_without_end_is_told_why_and_the_server_is_gone_within_its_time(
+def test_who_is_not_done_in_time_is_told_why_and_the_server_is_gone_by_then(
     server: RunningServer,
 ) -> None:
     with server.client.stream("POST", "/v1/chat/completions", json=stream_body("slow")) as response:
         received = events(response)
         next(received)
-        told_s = time.monotonic()
-        server.signal(signal.SIGTERM)
-        last = list(received)[-1]
-    assert json.loads(last)["error"]["message"]
+        with ThreadPoolExecutor() as threads:
+            whole = threads.submit(server.chat, "x", model="slow", ignore_eos=True, max_tokens=10_000)
+            until(lambda: gauge(server, "vllm:num_requests_running", "slow") == 2)
+            told_s = time.monotonic()
+            server.signal(signal.SIGTERM)
+            last = list(received)[-1]
+            cut = whole.result()
+    assert json.loads(last)["error"]["code"] == "shutting_down"
+    assert (cut.status_code, cut.headers["x-helixflow-error"]) == (
+        503,
+        "shutting_down",
+    )  # proxies ask another
     assert server.process.wait(timeout=10) == 0
     assert 7 < time.monotonic() - told_s < 8
 

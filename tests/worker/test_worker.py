@@ -275,7 +275,7 @@ def test_stop_in_the_middle_of_a_request_tells_it(tmp_path: Path) -> None:
             stream = ready.generate(request(max_tokens=4000))
             await anext(stream)
             await ready.stop()
-            with pytest.raises(errors.WorkerDied):
+            with pytest.raises(errors.ShuttingDown):
                 async for _ in stream:
                     pass
 
