@@ -73,7 +73,7 @@ def test_the_program_can_be_read_by_the_user_and_not_be_changed(
     assert (
         output(inside(image, volumes, "sh", "-c", "command -v helixflow")) == "/opt/helixflow/bin/helixflow\n"
     )
-    compiled = "find /opt/helixflow -path '*inference_server/app*.pyc' | wc -l"
+    compiled = "find /opt/helixflow -path '*/inference_server/__pycache__/app.*.pyc' | wc -l"
     assert int(output(inside(image, volumes, "sh", "-c", compiled))) == 1
     done = subprocess.run(
         inside(image, volumes, "touch", "/opt/helixflow/x"), capture_output=True, check=False
