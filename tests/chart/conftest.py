@@ -25,14 +25,14 @@ def checkov() -> Path:
 
 
 def _fetched(*arguments: str) -> Path:
-    """What the script fetched; HELIXFLOW_REQUIRE_TOOLS=1 forbids to skip."""
+    """What the script fetched; REQUIRE_TEST_TOOLS=1 forbids to skip."""
     script = REPOSITORY / "scripts" / "fetch_chart_tools.py"
     command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return Path(done.stdout.splitlines()[-1])
     reason = f"{script.name} failed: {done.stderr.strip()[-400:]}"
-    if os.environ.get("HELIXFLOW_REQUIRE_TOOLS") == "1":
+    if os.environ.get("REQUIRE_TEST_TOOLS") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
 
