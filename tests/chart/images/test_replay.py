@@ -27,14 +27,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layer]:
-    """The last stage. HELIXFLOW_REPLAY_ROOT names an empty Debian to take instead of this machine's root."""
+    """The last stage. REPLAY_ROOT names an empty Debian to take instead of this machine's root."""
     scratch = tmp_path_factory.mktemp("image")
     if not possible(scratch):
         pytest.skip("replaying stages needs root and overlayfs")
     tools = Path(os.environ.get("HELIXFLOW_TOOLS") or Path.home() / ".cache" / "helixflow-tools")
     cache = tools / "pip-cache"
     cache.mkdir(parents=True, exist_ok=True)
-    base = Path(os.environ.get("HELIXFLOW_REPLAY_ROOT", "/"))
+    base = Path(os.environ.get("REPLAY_ROOT", "/"))
     replay = Replay(DOCKERFILE, context=REPOSITORY, scratch=scratch, base=base, cache=cache)
     yield replay.build(TORCH_INDEX="")  # the index of whoever runs this serves torch
     shutil.rmtree(scratch, ignore_errors=True)
@@ -73,7 +73,7 @@ def test_the_program_can_be_read_by_the_user_and_not_be_changed(
     assert (
         output(inside(image, volumes, "sh", "-c", "command -v helixflow")) == "/opt/helixflow/bin/helixflow\n"
     )
-    compiled = "find /opt/helixflow -path '*inference_server/app*.pyc' | wc -l"
+    compiled = "find /opt/helixflow -path '*/inference_server/__pycache__/app.*.pyc' | wc -l"
     assert int(output(inside(image, volumes, "sh", "-c", compiled))) == 1
     done = subprocess.run(
         inside(image, volumes, "touch", "/opt/helixflow/x"), capture_output=True, check=False
