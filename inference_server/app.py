@@ -51,7 +51,7 @@ from inference_server.worker.protocol import Progress
 BACKLOG = 2048
 IDLE_CONNECTION_S = 75  # longer than clients and proxies keep theirs: who closes first must not be the server
 LOAD_TIMES_FILE = "load-times.json"  # in the cache folder
-GC_THRESHOLDS = (50_000, 20, 50)
+GC_THRESHOLDS = (10_000, 10, 10)
 ENDING_S = 1.0  # of the time to shut down, for ending workers and connections
 DISPLAY_INTERVAL_S = 0.1
 logger = logging.getLogger(__name__)
