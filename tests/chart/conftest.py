@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,16 @@ def checkov() -> Path:
 
 
 def _fetched(*arguments: str) -> Path:
-    """What the script fetched."""
+    """What the script fetched; REQUIRE_TEST_TOOLS=1 forbids to skip."""
     script = REPOSITORY / "scripts" / "fetch_chart_tools.py"
     command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return Path(done.stdout.splitlines()[-1])
-    pytest.skip(f"{script.name} failed: {done.stderr.strip()[-400:]}")
+    reason = f"{script.name} failed: {done.stderr.strip()[-400:]}"
+    if os.environ.get("REQUIRE_TEST_TOOLS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
