@@ -6,7 +6,7 @@ ARG BASE_DIGEST=sha256:96e378d7e6531ac9a15ad505478fcc2e69f371b10f5cdf87857c4b818
 ARG RUNTIME_PACKAGES=""
 # PyPI's torch brings gigabytes of CUDA libraries; this index has builds without.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=bnb
+ARG EXTRAS=bnb,tracing
 
 FROM ${BASE_IMAGE}@${BASE_DIGEST} AS base
 ARG RUNTIME_PACKAGES

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,12 @@ def test_everything_that_is_copied_is_let_through_and_there(dockerfile: Dockerfi
             for source in copy.rest.split()[:-1]:
                 assert any(fnmatch.fnmatch(source, pattern) for pattern in allowed), source
                 assert (REPOSITORY / source).exists()
+
+
+def test_the_extras_are_the_packages(dockerfile: Dockerfile) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(dockerfile.arguments["EXTRAS"].split(","))
+    assert {"bnb", "tracing"} <= extras <= project["optional-dependencies"].keys()
 
 
 def test_the_version_is_the_packages(dockerfile: Dockerfile) -> None:
