@@ -108,7 +108,7 @@ def main() -> None:
             os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "100"  # milliseconds: within the round
             tracer = tracer_for(address, {}) if address else NoTracer()
             loop_us, process_us = asyncio.run(microseconds(tracer, num_requests))
-            tracer.shut_down()
+            tracer.shut_down(tracer.flush_s)
             print(f"| {name} | {loop_us:.0f} | {process_us:.0f} |")
     sys.stderr = console
 

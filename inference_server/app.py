@@ -75,7 +75,7 @@ def serve(settings: Settings, catalog: Catalog, display: ProgressDisplay, read: 
         with _listen(settings) as sock:
             return uvloop.run(_run(settings, catalog, sock, display, read, tracer))
     finally:
-        tracer.shut_down()
+        tracer.shut_down(_flush_s(settings, tracer))
 
 
 def pull(settings: Settings, spec: ModelSpec, on_progress: Callable[[Progress], None]) -> int:
@@ -141,7 +141,8 @@ async def _run(
     with _signals(stop), _reloading_on_hangup(reloader):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
-            return await _live(settings, sock, manager, services.door, stop, display)
+            ending_s = min(ENDING_S, settings.shutdown_timeout / 3) + _flush_s(settings, tracer)
+            return await _live(settings, sock, manager, services.door, stop, display, ending_s)
         finally:
             await manager.stop()  # before the listener: streams that are left get their error event
             http.should_exit = True
@@ -156,8 +157,9 @@ async def _live(
     door: Door,
     stop: asyncio.Event,
     display: ProgressDisplay,
+    ending_s: float,
 ) -> int:
-    """Preload, serve until told to stop, drain; returns the exit status."""
+    """Preload, serve until told to stop, drain; returns the exit status with `ending_s` left of the time."""
     await manager.start()
     stopping = asyncio.create_task(stop.wait())
     with display() as show:
@@ -172,14 +174,14 @@ async def _live(
     if not stop.is_set():
         _say_ready(settings, sock.getsockname()[1], manager)
     await stopping
-    await _take_leave(settings, manager, door)
+    await _take_leave(settings, manager, door, ending_s)
     return 0
 
 
-async def _take_leave(settings: Settings, manager: ModelManager, door: Door) -> None:
-    """Returns when nobody is inside any more, at the latest shortly before the process must have ended."""
+async def _take_leave(settings: Settings, manager: ModelManager, door: Door, ending_s: float) -> None:
+    """Returns when nobody is inside any more, at the latest `ending_s` before the process must have ended."""
     loop = asyncio.get_running_loop()
-    wait_s = settings.shutdown_timeout - min(ENDING_S, settings.shutdown_timeout / 3)
+    wait_s = settings.shutdown_timeout - ending_s
     end_s = loop.time() + wait_s
     door.announce_leaving()
     await manager.stop_preloading()
@@ -190,6 +192,11 @@ async def _take_leave(settings: Settings, manager: ModelManager, door: Door) -> 
     await door.emptied(end_s - loop.time())
     if not await manager.drain(end_s - loop.time()):
         logger.warning("%d requests did not finish in time and were ended", door.num_requests)
+
+
+def _flush_s(settings: Settings, tracer: Tracer) -> float:
+    """What the last spans get of the time to shut down."""
+    return min(tracer.flush_s, settings.shutdown_timeout / 6)
 
 
 class _HttpServer(uvicorn.Server):

@@ -25,7 +25,6 @@ from inference_server.tracing.context import TraceContext
 from inference_server.tracing.timeline import Timeline
 
 SERVICE_NAME = "helixflow"  # unless the environment says another one
-FLUSH_S = 3.0  # what the last spans get when the server ends
 _OPERATIONS = {  # of OpenTelemetry's conventions for generative AI, by the end of the route
     "chat/completions": "chat",
     "messages": "chat",
@@ -41,6 +40,8 @@ class OtlpTracer:
 
     `clock` is the server's (seconds, monotonic), `wall_clock` gives nanoseconds since the epoch.
     """
+
+    flush_s = 2.0
 
     def __init__(
         self,
@@ -67,11 +68,11 @@ class OtlpTracer:
         )
         return OtlpTrace(self._tracer, span, epoch_ns)
 
-    def shut_down(self) -> None:
+    def shut_down(self, timeout_s: float) -> None:
         """See `Tracer`."""
         last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         last.start()
-        last.join(FLUSH_S)  # it would try for much longer where nobody listens
+        last.join(timeout_s)  # it would try for much longer where nobody listens
 
 
 class OtlpTrace:

@@ -30,13 +30,20 @@ class RequestTrace(Protocol):
 
 
 class Tracer(Protocol):
-    """Called on the event loop; must be quick and must not raise."""
+    """Called on the event loop; must be quick and must not raise.
+
+    `flush_s`: seconds that sending the last spans may take.
+    """
+
+    @property
+    def flush_s(self) -> float:
+        """See the class."""
 
     def begin(self, parent: TraceContext | None, start_s: float) -> RequestTrace:
         """A request has come, `start_s` on the server's monotonic clock, from this span of its caller's."""
 
-    def shut_down(self) -> None:
-        """Send what is left, within a few seconds. Blocks; nothing is begun or ended afterwards."""
+    def shut_down(self, timeout_s: float) -> None:
+        """Send what is left, within this time. Blocks; nothing is begun or ended afterwards."""
 
 
 class Untraced:
@@ -55,11 +62,13 @@ class Untraced:
 class NoTracer:
     """Follows nothing."""
 
+    flush_s = 0.0
+
     def begin(self, parent: TraceContext | None, start_s: float) -> RequestTrace:
         """See `Tracer`."""
         return Untraced(parent)
 
-    def shut_down(self) -> None:
+    def shut_down(self, timeout_s: float) -> None:
         """See `Tracer`."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from inference_server.errors import WorkerDied
 from inference_server.generation.recorder import RequestRecorder
 from inference_server.telemetry.metrics import Metrics
 from inference_server.tracing.timeline import CANCELLED, Timeline
@@ -68,7 +69,7 @@ def test_an_end_before_its_time_closes_the_phase_and_says_why(cancels: bool) -> 
     if cancels:
         request.after(2).cancelled()
     else:
-        request.after(2).refused("worker_died")
+        request.after(2).refused(WorkerDied("it is gone"))
     assert request.phases == [("queue", 1), ("prefill", 2)]
     assert request.timeline.error == (CANCELLED if cancels else "worker_died")
     assert request.timeline.model == "m"
