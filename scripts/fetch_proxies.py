@@ -37,7 +37,7 @@ HAPROXY_START = """\
 root=$(dirname "$(readlink -f "$0")")/debian
 LD_LIBRARY_PATH=$root/usr/lib/x86_64-linux-gnu exec "$root/usr/sbin/haproxy" "$@"
 """
-TIMEOUT_S = 300
+TIMEOUT_S = 80  # of each command: who cannot fetch is told so before a test would be given up
 
 
 class CannotBeHad(Exception):  # noqa: N818 - the name says what happened
