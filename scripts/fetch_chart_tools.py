@@ -22,6 +22,7 @@ PINS = Path(__file__).parent / "chart-tools"
 LAYOUT = b"1"  # to be changed with what this script makes of the pins
 NPM = ("npm", "ci", "--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund", "--loglevel=error")
 TIMEOUT_S = 140  # of each command: who cannot fetch is told so before a test would be given up
+CHECKOV_TIMEOUT_S = 300  # a hundred packages took two minutes on a busy machine
 PIP = (
     sys.executable,
     "-m",
@@ -83,7 +84,7 @@ def install_checkov(folder: Path) -> None:
     """A virtual environment with checkov; it needs versions of libraries that the server must not get."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=TIMEOUT_S)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "-r", str(PINS / "checkov.txt")], check=True, timeout=TIMEOUT_S)
+    subprocess.run([*pip, "-r", str(PINS / "checkov.txt")], check=True, timeout=CHECKOV_TIMEOUT_S)
 
 
 def fill_chart(folder: Path) -> None:

@@ -25,6 +25,7 @@ class Finding(NamedTuple):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(580)
 def test_every_finding_is_waived_and_every_waiver_needed(checkov: Path, helm: Helm, tmp_path: Path) -> None:
     waivers = yaml.safe_load((Path(__file__).parent / "waivers.yaml").read_text(encoding="utf-8"))
     assert all(waiver["reason"] for waiver in waivers)
