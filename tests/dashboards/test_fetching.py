@@ -19,7 +19,7 @@ def fetch(tmp_path: Path, **tools: str) -> subprocess.CompletedProcess[str]:
         program = programs / name.replace("_", "-")
         program.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         program.chmod(0o755)
-    environment = {"PATH": str(programs), "HELIXFLOW_TOOLS": str(tmp_path / "tools")}
+    environment = {"PATH": str(programs), "TEST_TOOLS": str(tmp_path / "tools")}
     command = [sys.executable, str(SCRIPT)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
 

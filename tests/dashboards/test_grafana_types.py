@@ -41,7 +41,7 @@ def modules() -> Path:
     """A folder with the types and the compiler."""
     if shutil.which("npm") is None:
         pytest.skip("Grafana's types need npm")
-    tools = Path(os.environ.get("HELIXFLOW_TOOLS") or Path.home() / ".cache/helixflow-tools")
+    tools = Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache/helixflow-tools")
     lock = (PACKAGES / "package-lock.json").read_bytes()
     folder = tools / f"grafana-types-{hashlib.sha256(lock).hexdigest()[:12]}"
     if not (folder / "complete").exists():

@@ -31,7 +31,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layer]:
     scratch = tmp_path_factory.mktemp("image")
     if not possible(scratch):
         pytest.skip("replaying stages needs root and overlayfs")
-    tools = Path(os.environ.get("HELIXFLOW_TOOLS") or Path.home() / ".cache" / "helixflow-tools")
+    tools = Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache" / "helixflow-tools")
     cache = tools / "pip-cache"
     cache.mkdir(parents=True, exist_ok=True)
     base = Path(os.environ.get("REPLAY_ROOT", "/"))
