@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from fetching import tools_root
 
 PINS = Path(__file__).parent / "chart-tools"
 LAYOUT = b"1"  # to be changed with what this script makes of the pins
@@ -47,11 +48,6 @@ def main(arguments: list[str]) -> int:
         return 1
     sys.stdout.write(f"{folder}\n")
     return 0
-
-
-def tools_root() -> Path:
-    """Where fetched tools lie, outside the repository."""
-    return Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache" / "helixflow-tools")
 
 
 def fetch(root: Path, name: str) -> Path:

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.chart.helm import REPOSITORY, VALUES_FILES, Helm, Releases
+from tests.chart.helm import VALUES_FILES, Helm, Releases
+from tests.fetched_tools import fetched
 
 
 @pytest.fixture(scope="session")
 def tools() -> Path:
     """The folder of `scripts/fetch_chart_tools.py`."""
-    return _fetched()
+    return fetched("fetch_chart_tools.py")
 
 
 @pytest.fixture(scope="session")
 def checkov() -> Path:
     """The program checkov."""
-    return _fetched("checkov") / "bin" / "checkov"
-
-
-def _fetched(*arguments: str) -> Path:
-    """What the script fetched; REQUIRE_TEST_TOOLS=1 forbids to skip."""
-    script = REPOSITORY / "scripts" / "fetch_chart_tools.py"
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return Path(done.stdout.splitlines()[-1])
-    reason = f"{script.name} failed: {done.stderr.strip()[-400:]}"
-    if os.environ.get("REQUIRE_TEST_TOOLS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return fetched("fetch_chart_tools.py", "checkov") / "bin" / "checkov"
 
 
 @pytest.fixture(scope="session")

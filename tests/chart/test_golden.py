@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.chart.helm import CHART, REPOSITORY, Helm
+from tests.chart.helm import CHART, Helm
+from tests.fetched_tools import fetched
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = {"cpu": CHART / "values-cpu.yaml", "inferencepool": CHART / "ci" / "inferencepool-values.yaml"}
@@ -35,8 +34,7 @@ def test_a_rendering_is_as_it_was(helm: Helm, name: str) -> None:
 
 def main() -> None:
     """Write the files."""
-    command = [sys.executable, str(REPOSITORY / "scripts" / "fetch_chart_tools.py")]
-    tools = Path(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
+    tools = fetched("fetch_chart_tools.py")
     for name, values in GOLDEN.items():
         (FOLDER / f"{name}.yaml").write_text(rendered(Helm(tools / "bin" / "helm-4"), values))
 

@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from tests.dashboards.promql import RULES
-from tests.prometheus_tools import tool
+from tests.fetched_tools import prometheus_program
 from tests.server.running import free_port
 
 JOB = "helixflow"
@@ -57,7 +57,7 @@ def running_prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Running
     """One that scrapes `targets` (host:port)."""
     port = free_port()
     log = folder / "prometheus.log"
-    command = [str(tool("prometheus")), f"--config.file={_configuration(folder, targets)}"]
+    command = [str(prometheus_program("prometheus")), f"--config.file={_configuration(folder, targets)}"]
     command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
     with log.open("wb") as out:
         process = subprocess.Popen([*command, "--log.level=warn"], stdout=out, stderr=subprocess.STDOUT)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.dashboards.promql import CHART
-from tests.prometheus_tools import promtool
+from tests.fetched_tools import promtool
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / "metrics.md", *sorted((DOCS / "runbooks").glob("*.md"))]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prometheus_tools import SCRIPT
+from tests.fetched_tools import SCRIPTS
 
 
 def fetch(tmp_path: Path, **tools: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def fetch(tmp_path: Path, **tools: str) -> subprocess.CompletedProcess[str]:
         program.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         program.chmod(0o755)
     environment = {"PATH": str(programs), "TEST_TOOLS": str(tmp_path / "tools")}
-    command = [sys.executable, str(SCRIPT)]
+    command = [sys.executable, str(SCRIPTS / "fetch_prometheus.py")]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
 
 

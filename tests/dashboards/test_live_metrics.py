@@ -12,7 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.dashboards.load import MODELS
-from tests.prometheus_tools import promtool
+from tests.fetched_tools import promtool
 from tests.server.running import RunningServer
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"

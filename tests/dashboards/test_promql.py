@@ -16,7 +16,7 @@ from tests.dashboards.promql import (
     metrics_in,
     recorded,
 )
-from tests.prometheus_tools import promtool
+from tests.fetched_tools import promtool
 
 ASKED = [*asked_by_dashboards(), *asked_by_rules()]
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.dashboards.promql import RULES, rules
-from tests.prometheus_tools import promtool
+from tests.fetched_tools import promtool
 
 HERE = Path(__file__).parent
 CASES = (HERE / "rules_test.yaml", HERE / "rules_days_test.yaml")

@@ -6,20 +6,18 @@ Only addresses are replaced: where they listen, and which replicas they have in 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
+from tests.fetched_tools import fetched
 from tests.server.running import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -79,16 +77,7 @@ class Proxy:
 
 def tools() -> Path:
     """The folder with `envoy` and `haproxy`; skips the test where they cannot be had."""
-    fetched = _fetched()
-    if fetched.returncode:
-        pytest.skip(fetched.stderr.strip().splitlines()[-1])
-    return Path(fetched.stdout.strip())
-
-
-@functools.cache  # also that they cannot be had, which may take long to find out
-def _fetched() -> subprocess.CompletedProcess[str]:
-    script = ROOT / "scripts/fetch_proxies.py"
-    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    return fetched("fetch_proxies.py")
 
 
 @contextlib.contextmanager
