@@ -44,8 +44,9 @@ class Observed:
         return self.post("/v1/completions", headers, model=model, prompt=SECRET, **fields)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every line that the server and its children have written."""
-        return [json.loads(line) for line in self.server.log.splitlines()]
+        """Every line that the server and its children have written to its end."""
+        whole, _, _ = self.server.log.rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def line_of(self, response: httpx.Response) -> dict[str, Any]:
         """The line about the request with this answer, which may be written a moment after it."""
