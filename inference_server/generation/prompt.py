@@ -7,6 +7,7 @@ only, never from a request, and run in jinja2's immutable sandbox.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import jinja2
 from jinja2 import meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from inference_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from inference_server.generation.requests import ChatPrompt
@@ -48,6 +49,14 @@ class PromptTemplate:
         self._template = _compile(self.template_source)
         self._knows_tools = _looks_at_tools(self.template_source)
 
+    @functools.cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts before and after a text's own."""
+        encoding = self._encoding("a", add_special_tokens=True)
+        is_special = encoding.special_tokens_mask
+        num_before = [*is_special, 0].index(0)
+        return encoding.ids[:num_before], encoding.ids[num_before + is_special.count(0) :]
+
     @property
     def has_chat_template(self) -> bool:
         """Whether the model defines how a conversation is written."""
@@ -55,14 +64,14 @@ class PromptTemplate:
 
     def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer itself adds, if wanted."""
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return self._encoding(text, add_special_tokens=add_special_tokens).ids
 
     def encode_cut(self, text: str, max_tokens: int) -> list[int]:
         """As `encode_text`, but of the text's beginning only: `max_tokens` ids, special ones included."""
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        num_special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
-        encoding.truncate(max(0, max_tokens - num_special))
-        return list(self.tokenizer.post_process(encoding, add_special_tokens=True).ids)[:max_tokens]
+        before, after = self._around
+        room = max(0, max_tokens - len(before) - len(after))
+        ids = self._encoding(text, add_special_tokens=False).ids[:room]
+        return [*before, *ids, *after][:max_tokens]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
@@ -78,7 +87,7 @@ class PromptTemplate:
         ids: list[int] = []
         for number, piece in enumerate(self.render(prompt).split(self._seam)):
             adds = prompt.add_special_tokens and number == 0
-            ids += self.tokenizer.encode(piece, add_special_tokens=adds).ids
+            ids += self._encoding(piece, add_special_tokens=adds).ids
         return ids
 
     def render(self, prompt: ChatPrompt) -> str:
@@ -117,6 +126,13 @@ class PromptTemplate:
                 f"the model's chat template cannot write these messages ({type(error).__name__})",
                 param="messages",
             ) from error
+
+    def _encoding(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        """As `Tokenizer.encode`, which holds Python's global lock; a batch does not.
+
+        A batch of one is encoded in the thread that asks for it.
+        """
+        return self.tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def _cut(self, text: str) -> str:
         """The text up to where the last message's own ends."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from inference_server.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from inference_server.generation import prompt
@@ -62,6 +63,26 @@ def test_private_use_characters_in_content_survive(template: PromptTemplate) -> 
 def test_raw_text_may_hold_special_tokens(template: PromptTemplate) -> None:
     ids = template.encode_text("<|im_start|>hello")
     assert ids[0] == template.tokenizer.token_to_id("<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("single", "around"),
+    [("$A", ((), ())), ("<|im_start|> $A", ((1,), ())), ("<|im_start|> $A <|im_end|>", ((1,), (2,)))],
+    ids=["none", "before", "both"],
+)
+def test_a_text_that_is_cut_keeps_the_special_tokens_around_it(
+    tmp_path: Path, single: str, around: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    tokenizer = byte_level()
+    specials = [(token, tokenizer.token_to_id(token)) for token in SPECIALS]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=specials)
+    template = PromptTemplate(write_folder(tmp_path, tokenizer))
+    own = tokenizer.encode("hello world", add_special_tokens=False).ids
+    before, after = around
+    room = 4 - len(before) - len(after)
+    assert template.encode_cut("hello world", 4) == [*before, *own[:room], *after]
+    assert template.encode_cut("hello world", 100) == template.encode_text("hello world")
+    assert template.encode_cut("hello world", 1) == [*before, *own, *after][:1]
 
 
 def test_a_template_may_refuse_messages(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,33 @@ def test_short_prompts_are_encoded_on_the_loop_and_long_ones_in_a_thread(tmp_pat
     assert threads[0] == "MainThread"
     assert all(name.startswith("encode") for name in threads[1:])
     assert len(threads) == 3
+
+
+LONG = "The quick brown fox jumps over the lazy dog, and then 42 more of them. " * 12_000
+
+
+@pytest.mark.parametrize("kind", ["text", "chat", "cut"])
+def test_the_loop_goes_on_while_a_long_text_is_encoded(tmp_path: Path, kind: str) -> None:
+    """A tokenizer that kept Python's global lock would hold it up for nearly all of the time."""
+    template = PromptTemplate(write_folder(tmp_path, byte_level()))
+
+    async def encode(templates: Templates) -> None:
+        if kind == "cut":
+            await templates.encode_texts(template, [LONG], 8)
+        elif kind == "chat":
+            await templates.encode(template, ChatPrompt(({"role": "user", "content": LONG},)))
+        else:
+            await templates.encode(template, TextPrompt(LONG))
+
+    async def scenario() -> None:
+        begin_s = last_s = time.perf_counter()
+        longest_s = 0.0
+        encoding = asyncio.create_task(encode(Templates()))
+        while not encoding.done():
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.perf_counter() - last_s)
+            last_s = time.perf_counter()
+        await encoding
+        assert longest_s < (last_s - begin_s) / 2
+
+    asyncio.run(scenario())
