@@ -90,6 +90,8 @@ class SharedPrompt:
         self._num_chars = 0
         self._tokens: list[ScoredToken] = []
         self._complete = asyncio.Event()
+        if len(self.token_ids) == 1:
+            self.add(())  # the worker has no scores for it
 
     @property
     def tokens(self) -> tuple[ScoredToken, ...]:

@@ -104,6 +104,19 @@ def test_an_echoed_prompt_is_told_with_its_tokens(tmp_path: Path, stream: bool) 
     run(scenario())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_of_one_token_has_no_scores_to_wait_for(tmp_path: Path, stream: bool) -> None:
+    async def scenario() -> None:
+        response = await Server(tmp_path).complete(
+            prompt="a", echo=True, logprobs=0, max_tokens=2, stream=stream, timeout=10
+        )
+        body = events(response.text)[0] if stream else response.json()
+        told = body["choices"][0]["logprobs"]
+        assert (told["tokens"][0], told["token_logprobs"][0]) == ("a", None)
+
+    run(scenario())
+
+
 def test_max_tokens_0_with_echo_scores_the_prompt_and_says_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         body = (await Server(tmp_path).complete(prompt="abc", echo=True, logprobs=0, max_tokens=0)).json()
@@ -136,6 +149,8 @@ def test_prompt_logprobs_have_vllms_shape_and_cost_one_answer_only(tmp_path: Pat
         assert [choice["logprobs"] for choice in body["choices"]] == [None, None]
         wanted = sorted(str(seen.sampling.prompt_logprobs) for seen in server.worker.seen)
         assert wanted == ["2", "None"]
+        body = (await server.complete(prompt=["a", "ab"], prompt_logprobs=2, max_tokens=1)).json()
+        assert [choice["prompt_logprobs"] for choice in body["choices"]] == [[None], [None, expected]]
         chat = (await server.chat(prompt_logprobs=0, max_tokens=1)).json()
         assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
 
