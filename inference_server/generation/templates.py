@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from inference_server.generation.prompt import PromptTemplate
 from inference_server.generation.requests import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
 MAX_TEMPLATES = 32  # a tokenizer takes up to some tens of MB
 INLINE_CHARS = 2048  # shorter prompts are encoded on the loop: a thread would cost more than it saves
-MESSAGE_CHARS = 32  # what a message costs in the template, in characters of text
+MESSAGE_CHARS = 32  # what a message costs in the template besides what is in it
 NUM_THREADS = 2
 
 
@@ -61,7 +63,7 @@ class Templates:
         """
         if isinstance(prompt, TokenPrompt):
             return prompt.token_ids
-        if _num_chars(prompt) <= self._inline_chars:
+        if _is_short(prompt, self._inline_chars):
             return _encoded(template, prompt)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _encoded, template, prompt)
@@ -108,8 +110,25 @@ def _encoded_texts(
     return [tuple(template.encode_cut(text, max_tokens)) for text in texts]
 
 
-def _num_chars(prompt: ChatPrompt | TextPrompt) -> int:
+def _is_short(prompt: ChatPrompt | TextPrompt, max_chars: int) -> bool:
+    """Whether it can be written and encoded in no time: a template may write whatever it is given."""
     if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    num_chars = sum(len(message["content"]) + MESSAGE_CHARS for message in prompt.messages)
-    return num_chars + sum(len(str(tool)) for tool in prompt.tools)
+        return len(prompt.text) <= max_chars
+    num_left = max_chars - MESSAGE_CHARS * len(prompt.messages)
+    return _left(num_left, (prompt.messages, prompt.tools, prompt.variables)) >= 0
+
+
+def _left(num_chars: int, value: Any) -> int:
+    """What a value leaves of so many characters. It is not read further once there are none."""
+    if isinstance(value, str):
+        return num_chars - len(value)
+    num_chars -= 1
+    if isinstance(value, Mapping):
+        value = chain.from_iterable(value.items())
+    elif not isinstance(value, (list, tuple)):
+        return num_chars
+    for entry in value:
+        if num_chars < 0:
+            break
+        num_chars = _left(num_chars, entry)
+    return num_chars

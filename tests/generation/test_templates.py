@@ -62,6 +62,21 @@ def test_a_failed_read_is_tried_again(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def called(arguments: object) -> dict[str, object]:
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": arguments}}]}
+
+
+LONG_CHATS = (
+    ChatPrompt(({"role": "user", "content": ""},) * 10),
+    ChatPrompt((called("x" * 101),)),
+    ChatPrompt((called({"x" * 101: 1}),)),
+    ChatPrompt((called([[]] * 101),)),
+    ChatPrompt(({"role": "assistant", "content": "", "reasoning_content": "x" * 101},)),
+    ChatPrompt(({"role": "user", "content": ""},), tools=({"function": {"name": "x" * 101}},)),
+    ChatPrompt(({"role": "user", "content": ""},), variables={"date_string": "x" * 101}),
+)
+
+
 def test_short_prompts_are_encoded_on_the_loop_and_long_ones_in_a_thread(tmp_path: Path) -> None:
     template = PromptTemplate(write_folder(tmp_path, byte_level()))
     threads: list[str] = []
@@ -79,14 +94,16 @@ def test_short_prompts_are_encoded_on_the_loop_and_long_ones_in_a_thread(tmp_pat
         templates = Templates(inline_chars=100)
         watching: PromptTemplate = Watching()  # type: ignore[assignment]
         await templates.encode(watching, TextPrompt("short"))
+        await templates.encode(watching, ChatPrompt((called({"a": [1, None]}),)))
         await templates.encode(watching, TextPrompt("x" * 101))
-        await templates.encode(watching, ChatPrompt(({"role": "user", "content": ""},) * 10))
+        for prompt in LONG_CHATS:
+            await templates.encode(watching, prompt)
         assert await templates.encode(watching, TokenPrompt((1, 2))) == (1, 2)
 
     asyncio.run(scenario())
-    assert threads[0] == "MainThread"
-    assert all(name.startswith("encode") for name in threads[1:])
-    assert len(threads) == 3
+    assert threads[:2] == ["MainThread"] * 2
+    assert all(name.startswith("encode") for name in threads[2:])
+    assert len(threads) == 3 + len(LONG_CHATS)
 
 
 LONG = "The quick brown fox jumps over the lazy dog, and then 42 more of them. " * 12_000
