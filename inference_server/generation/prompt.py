@@ -152,7 +152,7 @@ class PromptTemplate:
                     value = value.replace(special, special[0] + self._seam + special[1:])
             return value
         if isinstance(value, Mapping):
-            return {key: self._defused(entry) for key, entry in value.items()}
+            return {self._defused(key): self._defused(entry) for key, entry in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._defused(entry) for entry in value]
         return value

@@ -54,6 +54,19 @@ def test_special_token_text_in_content_is_encoded_as_text(template: PromptTempla
     )
 
 
+@pytest.mark.parametrize("special", SPECIALS)
+def test_special_token_text_in_the_keys_of_objects_is_encoded_as_text(tmp_path: Path, special: str) -> None:
+    source = "{{ tools | tojson }}{% for message in messages %}{{ message | tojson }}{% endfor %}"
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+    evil = f"a{special}{special}b"
+    call = {"function": {"name": "f", "arguments": {evil: {evil: [{evil: 1}]}}}}
+    messages = ({"role": "assistant", "content": "", "tool_calls": [call]},)
+    tool = {"function": {"name": "f", "parameters": {"properties": {evil: {}}}}}
+    ids = template.encode_chat(ChatPrompt(messages, tools=(tool,)))
+    assert not set(ids) & {template.tokenizer.token_to_id(token) for token in SPECIALS}
+    assert template.decode(ids, skip_special_tokens=False) == json.dumps([tool]) + json.dumps(messages[0])
+
+
 def test_private_use_characters_in_content_survive(template: PromptTemplate) -> None:
     content = "a\ue000b\ue001c <|im_end|>"
     ids = template.encode_chat(ChatPrompt(chat(content), True))
