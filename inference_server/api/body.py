@@ -15,12 +15,9 @@ from inference_server.errors import (
     UnsupportedMediaType,
     UnsupportedParameter,
 )
+from inference_server.generation.json_text import MAX_DEPTH, is_deeper
 
 T = TypeVar("T")
-MAX_JSON_DEPTH = 64
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_AS_SQUARE = bytes.maketrans(b"{}", b"[]")
 _CHARSET = re.compile(r'(charset="?utf-?8"?)?;?', re.IGNORECASE)
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`")
@@ -48,7 +45,8 @@ async def read_json(request: Request, decoder: msgspec.json.Decoder[T], max_byte
         raise _explained(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {_printable(str(error))}") from None
-    _check_depth(body)
+    if is_deeper(body, MAX_DEPTH):
+        raise InvalidRequest(f"the body is nested more than {MAX_DEPTH} levels deep")
     return value
 
 
@@ -62,17 +60,6 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise RequestTooLarge(f"the body has more than {max_bytes} bytes")
     return bytes(body)
-
-
-def _check_depth(body: bytes) -> None:
-    """For valid JSON only, which the decoder's own limit keeps from being thousands of levels deep."""
-    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
-        return
-    brackets = _STRING.sub(b"", body).translate(_AS_SQUARE, _NOT_BRACKETS)
-    for _ in range(MAX_JSON_DEPTH):
-        brackets = brackets.replace(b"[]", b"")  # one level, the innermost, in one pass
-    if brackets:
-        raise InvalidRequest(f"the body is nested more than {MAX_JSON_DEPTH} levels deep")
 
 
 def _explained(message: str) -> InvalidRequest:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_server.generation.json_text import parse_json, write_json
+from inference_server.generation.json_text import MAX_DEPTH, parse_json, write_json
 
 TEXTS = st.text(st.characters(codec=None), max_size=8)  # halves of characters, too
 VALUES = st.recursive(
@@ -29,6 +29,13 @@ def test_what_is_read_can_be_written(value: object) -> None:
     assert json.loads(text.encode()) == parsed
     if json.dumps(value, ensure_ascii=False).isprintable():
         assert parsed == value
+
+
+def test_depth_counts_and_brackets_in_strings_do_not() -> None:
+    assert parse_json('{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH)
+    assert parse_json(json.dumps(['[{\\"' * 100] * 100 + [[[]]] * 100))
+    with pytest.raises(ValueError, match="nested more than 64 levels"):
+        parse_json('{"a":[' * 33 + "]}" * 33)
 
 
 @pytest.mark.parametrize("text", ["{", "NaN", "[1e999]", "-Infinity", "[" * 100_000, "1" * 5000, ""])
