@@ -15,8 +15,8 @@ LONGEST_WAIT_S = 0.02  # the engine has messages to read
 class GrammarCompiler(Protocol):
     """Makes constraints beside the engine's loop."""
 
-    def constrain(self, spec: GrammarSpec) -> Future[Constraint]:
-        """What follows one answer through this grammar. The future raises InvalidRequest."""
+    def constrain(self, spec: GrammarSpec, tenant: str) -> Future[Constraint]:
+        """What follows one answer of this tenant's through a grammar. The future raises InvalidRequest."""
 
 
 class Compilations:
@@ -37,7 +37,7 @@ class Compilations:
         """
         if self._compiler is None:
             raise UnsupportedParameter(f"{spec.param}: this model does not take grammars", param=spec.param)
-        self._waiting[request.request_id] = (request, self._compiler.constrain(spec))
+        self._waiting[request.request_id] = (request, self._compiler.constrain(spec, request.tenant))
 
     def forget(self, request_id: str) -> bool:
         """Whether the request waited here; it does not any more."""

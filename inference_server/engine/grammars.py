@@ -1,20 +1,22 @@
 """Compiles grammars for one model's tokenizer, beside the engine's loop, and follows each answer through one.
 
-Owner: the engine. A thread of its own compiles; the library releases the interpreter's lock meanwhile.
+Owner: the engine. Threads of its own compile; the library releases the interpreter's lock meanwhile.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import llguidance
 
 from inference_server.scheduling.constraint import Constraint
 from inference_server.structured.grammars import library_grammar, limits, refusal
+from inference_server.structured.lanes import GrammarLanes
 from inference_server.types import GrammarSpec
 
 MAX_COMPILED = 64  # grammars that are kept; each takes up to some megabytes
@@ -53,29 +55,37 @@ class Grammars:
         self._folder = folder
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+        self._lanes = GrammarLanes()
+        self._lock = threading.Lock()  # for what both lanes use: the two below
         self._compiled: OrderedDict[GrammarSpec, llguidance.LLMatcher] = OrderedDict()
 
-    def constrain(self, spec: GrammarSpec) -> Future[Constraint]:
-        """What follows one answer through this grammar.
+    def constrain(self, spec: GrammarSpec, tenant: str = "") -> Future[Constraint]:
+        """What follows one answer through this grammar. Tenants take turns.
 
         Raises (from the future):
             InvalidRequest: the grammar is wrong, or beyond the library's limits.
         """
-        return self._threads.submit(self._constrain, spec)
+        return self._lanes.submit(spec, tenant, self._constrain)
 
     def _constrain(self, spec: GrammarSpec) -> Constraint:
-        matcher = self._compiled.get(spec)
+        with self._lock:
+            matcher = self._compiled.get(spec)
         if matcher is None:
             matcher = self._compile(spec)
-            self._compiled[spec] = matcher
-            if len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(spec)
+        self._keep(spec, matcher)
         return GrammarConstraint(matcher.deep_copy())
 
+    def _keep(self, spec: GrammarSpec, matcher: llguidance.LLMatcher) -> None:
+        with self._lock:
+            self._compiled[spec] = matcher
+            self._compiled.move_to_end(spec)
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+
     def _compile(self, spec: GrammarSpec) -> llguidance.LLMatcher:
-        matcher = llguidance.LLMatcher(self._tokenizer, library_grammar(spec), log_level=0, limits=limits())
+        with self._lock:
+            tokenizer = self._tokenizer
+        matcher = llguidance.LLMatcher(tokenizer, library_grammar(spec), log_level=0, limits=limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # what a first mask takes belongs here, and so does its failure
         if matcher.is_error():

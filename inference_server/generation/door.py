@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from inference_server.access.gate import Caller
@@ -178,9 +178,13 @@ class Door:
             on_progress=_both(visit.recorder.loading, on_progress),
             keep_alive_s=keep_alive_s,
         )
-        async with acquiring as lease, deadline(visit.deadline_s - self._clock(), visit.timeout_s):
+        async with acquiring as lease, self.in_time(visit):
             visit.recorder.loaded()
             yield lease
+
+    def in_time(self, visit: Visit) -> AbstractAsyncContextManager[None]:
+        """A block that the visit's deadline ends. Raises DeadlineExceeded."""
+        return deadline(visit.deadline_s - self._clock(), visit.timeout_s)
 
     @contextmanager
     def _inside(self, model: str, num_places: int, tenant: str) -> Iterator[Place]:

@@ -82,7 +82,10 @@ class EmbeddingService:
         """With the plan of the model's last load, a job is refused before the model is loaded for it."""
         plan = status.plan
         check_task(status.spec, plan, "embed")
-        inputs = None if plan is None else await self._encode(job, status.spec, plan)
+        inputs = None
+        if plan is not None:
+            async with self._door.in_time(visit):
+                inputs = await self._encode(job, status.spec, plan)
         async with self._door.leased(visit, keep_alive_s=job.keep_alive_s) as lease:
             if inputs is None or lease.plan is not plan:
                 check_task(lease.spec, lease.plan, "embed")

@@ -142,8 +142,11 @@ class GenerationService:
         """With the plan of the model's last load, a request is refused before the model is loaded for it."""
         plan = status.plan
         check_task(status.spec, plan, "generate")
-        encoded = None if plan is None else await self._encode(request, status.spec, plan)
-        visit.place.hold_tokens(0 if encoded is None else encoded.num_tokens)
+        encoded = None
+        if plan is not None:
+            async with self._door.in_time(visit):
+                encoded = await self._encode(request, status.spec, plan)
+            visit.place.hold_tokens(encoded.num_tokens)
         leasing = self._door.leased(visit, keep_alive_s=request.keep_alive_s, on_progress=on_progress)
         async with leasing as lease:
             if encoded is None or lease.plan is not plan:
@@ -162,7 +165,7 @@ class GenerationService:
 
     async def _encode(self, request: TextRequest, spec: ModelSpec, plan: ModelPlan) -> _Encoded:
         if request.sampling.grammar is not None:
-            await self._grammars.check(request.sampling.grammar)
+            await self._grammars.check(request.sampling.grammar, request.tenant)
         template = await self._templates.get(plan.load.folder)
         prompts: list[tuple[Prompt, tuple[int, ...], SamplingParams]] = []
         options = scored_options(request)

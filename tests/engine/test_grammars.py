@@ -166,7 +166,7 @@ class Held(Grammars):
         self._inner = inner
         self.futures: list[tuple[GrammarSpec, Future[Constraint]]] = []
 
-    def constrain(self, spec: GrammarSpec) -> Future[Constraint]:
+    def constrain(self, spec: GrammarSpec, tenant: str = "") -> Future[Constraint]:
         future: Future[Constraint] = Future()
         self.futures.append((spec, future))
         return future

@@ -137,3 +137,19 @@ def test_a_fault_in_the_worker_is_the_requests_own(tmp_path: Path) -> None:
         assert (await embed(house, job("a"))).vectors
 
     asyncio.run(scenario())
+
+
+def test_a_deadline_ends_the_encoding_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*args: object) -> list[tuple[int, ...]]:
+        await asyncio.Event().wait()
+        return []
+
+    async def scenario() -> None:
+        house = House(tmp_path)
+        await house.manager.load("embedder")
+        monkeypatch.setattr(house.services.embeddings._templates, "encode_texts", never)
+        with pytest.raises(errors.DeadlineExceeded):
+            await embed(house, job("a", timeout_s=0.05))
+        assert house.door.num_requests == 0
+
+    asyncio.run(scenario())

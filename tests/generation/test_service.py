@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from inference_server import errors
 from inference_server.config.catalog import ModelSpec, SamplingDefaults
+from inference_server.generation import grammars
 from inference_server.generation.requests import (
     ChatPrompt,
     Prompt,
@@ -20,7 +22,7 @@ from inference_server.generation.requests import (
     TokenPrompt,
 )
 from inference_server.generation.service import Generation
-from inference_server.types import FinishReason, Usage
+from inference_server.types import FinishReason, GrammarSpec, Usage
 from inference_server.worker.protocol import Progress
 from tests.generation.fakes import House, settle, until
 
@@ -454,3 +456,46 @@ def test_the_fingerprint_is_that_of_the_model_and_stays(tmp_path: Path) -> None:
         assert prints[0] == prints[1] != prints[2]
 
     asyncio.run(scenario())
+
+
+def test_a_deadline_ends_the_wait_for_grammars_and_prompts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    slow = GrammarSpec("regex", "a" * 5000, "guided_regex")
+
+    def check(spec: GrammarSpec) -> None:
+        assert spec != slow or held.wait(30)
+
+    async def never(*args: object) -> tuple[int, ...]:
+        await asyncio.Event().wait()
+        return ()
+
+    async def scenario() -> None:
+        house = House(tmp_path)
+        await house.warm()
+        late = [
+            asyncio.create_task(
+                answer(house, request(sampling=SamplingOptions(grammar=slow), timeout_s=0.05))
+            )
+            for _ in range(3)
+        ]
+        quick = SamplingOptions(grammar=GrammarSpec("regex", "b", "guided_regex"))
+        assert (await answer(house, request(sampling=quick)))[0] == "Hello, world."
+        for task in late:
+            with pytest.raises(errors.DeadlineExceeded):
+                await task
+        held.set()
+        monkeypatch.setattr(house.services.text._templates, "encode", never)
+        with pytest.raises(errors.DeadlineExceeded):
+            await answer(house, request(timeout_s=0.05))
+        assert house.door.num_requests == 0
+        assert (
+            house.sample("helixflow_requests_rejected_total", model="demo", reason="deadline_exceeded") == 4
+        )
+
+    monkeypatch.setattr(grammars, "check_grammar", check)
+    try:
+        asyncio.run(scenario())
+    finally:
+        held.set()
