@@ -20,7 +20,8 @@ from inference_server.generation.requests import ChatPrompt, Prompt, TextPrompt,
 MAX_TEMPLATES = 32  # a tokenizer takes up to some tens of MB
 INLINE_CHARS = 2048  # shorter prompts are encoded on the loop: a thread would cost more than it saves
 MESSAGE_CHARS = 32  # what a message costs in the template besides what is in it
-NUM_THREADS = 2
+LONG_CHARS = 131_072  # so long prompts take some 0.1 s: they have a thread of their own, and wait in it
+NUM_THREADS = 2  # for the others
 
 
 class Templates:
@@ -37,6 +38,7 @@ class Templates:
         self._max_entries = max_entries
         self._inline_chars = inline_chars
         self._threads = ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="encode")
+        self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode-long")
         self._known: OrderedDict[str, PromptTemplate] = OrderedDict()
         self._reading: dict[str, asyncio.Task[PromptTemplate]] = {}
 
@@ -66,16 +68,19 @@ class Templates:
         if _is_short(prompt, self._inline_chars):
             return _encoded(template, prompt)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _encoded, template, prompt)
+        threads = self._threads if _is_short(prompt, LONG_CHARS) else self._long
+        return await loop.run_in_executor(threads, _encoded, template, prompt)
 
     async def encode_texts(
         self, template: PromptTemplate, texts: Sequence[str], max_tokens: int | None = None
     ) -> list[tuple[int, ...]]:
         """Token ids of each text, special tokens included, cut to `max_tokens` each."""
         encode = functools.partial(_encoded_texts, template, texts, max_tokens)
-        if sum(map(len, texts)) <= self._inline_chars:
+        num_chars = sum(map(len, texts))
+        if num_chars <= self._inline_chars:
             return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+        threads = self._threads if num_chars <= LONG_CHARS else self._long
+        return await asyncio.get_running_loop().run_in_executor(threads, encode)
 
     async def decode(self, template: PromptTemplate, token_ids: tuple[int, ...]) -> str:
         """The text of token ids, special ones included; long lists are decoded in a thread."""

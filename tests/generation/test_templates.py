@@ -106,6 +106,33 @@ def test_short_prompts_are_encoded_on_the_loop_and_long_ones_in_a_thread(tmp_pat
     assert len(threads) == 3 + len(LONG_CHATS)
 
 
+def test_a_prompt_does_not_wait_for_those_that_take_long(tmp_path: Path) -> None:
+    template = PromptTemplate(write_folder(tmp_path, byte_level()))
+    held = threading.Event()
+
+    class Slow:
+        def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            assert len(text) < 100_000 or held.wait(30)
+            return template.encode_text(text, add_special_tokens=add_special_tokens)
+
+    async def scenario() -> None:
+        templates = Templates()
+        slow: PromptTemplate = Slow()  # type: ignore[assignment]
+        long = [asyncio.create_task(templates.encode(slow, TextPrompt("x" * 200_000))) for _ in range(2)]
+        long += [asyncio.create_task(templates.encode_texts(slow, ["x" * 200_000])) for _ in range(2)]  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert await templates.encode(slow, TextPrompt("x" * 5000))
+        assert await templates.encode_texts(slow, ["x" * 5000])
+        assert not any(task.done() for task in long)
+        held.set()
+        await asyncio.gather(*long)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        held.set()
+
+
 LONG = "The quick brown fox jumps over the lazy dog, and then 42 more of them. " * 12_000
 
 
