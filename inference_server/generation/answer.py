@@ -11,7 +11,7 @@ from inference_server.errors import InternalError
 from inference_server.generation.answer_text import AnswerText
 from inference_server.generation.recorder import AnswerRecorder
 from inference_server.generation.requests import TextDelta, TextRequest
-from inference_server.generation.scores import ScoredToken, SharedPrompt
+from inference_server.generation.scores import TOKENS_PER_TURN, ScoredToken, SharedPrompt
 from inference_server.types import FinishReason, GenerationRequest, TokenDelta
 from inference_server.worker.handle import Worker
 
@@ -56,12 +56,16 @@ class Answer:
         async with aclosing(self._worker.generate(self._request)) as tokens:
             async for delta in tokens:
                 if delta.prompt_scores:
-                    self._prompt.add(delta.prompt_scores)
+                    await self._prompt.add(delta.prompt_scores)
                 if not delta.token_ids and delta.finish_reason is None:
                     continue
                 piece = self._advance(delta)
                 if not self._is_echoed:
-                    piece = await self._echoed(piece)
+                    self._is_echoed = True
+                    before, piece = await self._echoed(piece)
+                    for part in before:
+                        yield part
+                        await asyncio.sleep(0)
                 if piece.finish_reason is not None:
                     self._recorder.finished(piece.finish_reason, self.num_output_tokens)
                     yield piece
@@ -101,16 +105,23 @@ class Answer:
             why = delta.token_ids[-1]
         return TextDelta(self._index, text, reason, why, self._text.scored(finished=reason is not None))
 
-    async def _echoed(self, piece: TextDelta) -> TextDelta:
-        """The first piece, with the prompt before it."""
-        self._is_echoed = True
-        before: tuple[ScoredToken, ...] = ()
+    async def _echoed(self, piece: TextDelta) -> tuple[list[TextDelta], TextDelta]:
+        """The first piece with the prompt before it, and pieces before it if that is long and scored."""
+        scored: tuple[ScoredToken, ...] = ()
         if self._wanted.sampling.logprobs is not None:
-            before = await self._prompt.complete()
+            scored = await self._prompt.complete()
         if self._wanted.echo_only:
             self.num_output_tokens = 0
-            return replace(piece, text=self._prompt.text, finish_reason=FinishReason.LENGTH, scored=before)
-        return replace(piece, text=self._prompt.text + piece.text, scored=before + piece.scored)
+            piece = replace(piece, text="", finish_reason=FinishReason.LENGTH, scored=())
+        before: list[TextDelta] = []
+        num_told = num_chars = 0
+        while len(scored) - num_told > TOKENS_PER_TURN:
+            end = scored[num_told + TOKENS_PER_TURN].start
+            tokens = scored[num_told : num_told + TOKENS_PER_TURN]
+            before.append(TextDelta(self._index, self._prompt.text[num_chars:end], scored=tokens))
+            num_told, num_chars = num_told + TOKENS_PER_TURN, end
+        text = self._prompt.text[num_chars:] + piece.text
+        return before, replace(piece, text=text, scored=scored[num_told:] + piece.scored)
 
 
 async def merged(answers: Sequence[Answer]) -> AsyncGenerator[TextDelta, None]:

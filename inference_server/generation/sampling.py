@@ -14,6 +14,7 @@ from inference_server.types import SamplingParams
 
 T = TypeVar("T")
 _SEEDS = 2**64
+MAX_PROMPT_SCORES = 524_288  # some 60 MB of memory and 30 MB of JSON
 GREEDY_BELOW = 1e-5  # a smaller temperature would only overflow; it means greedy
 
 
@@ -39,6 +40,26 @@ def scored_options(request: TextRequest) -> SamplingOptions:
     if request.num_candidates > request.num_answers and options.logprobs is None:
         options = msgspec.structs.replace(options, logprobs=0)
     return options
+
+
+def check_prompt_scores(request: TextRequest, num_prompt_tokens: int) -> None:
+    """Whether all scores of the prompts' tokens fit into an answer.
+
+    Raises:
+        InvalidRequest: they do not.
+    """
+    num_top = scored_options(request).prompt_logprobs
+    if num_top is None:
+        return
+    num_scores = num_prompt_tokens * (num_top + 1) * request.num_answers
+    if num_scores > MAX_PROMPT_SCORES:
+        name = "logprobs" if request.sampling.prompt_logprobs is None else "prompt_logprobs"
+        raise InvalidRequest(
+            f"{name}: {num_prompt_tokens} tokens of prompt with {num_top + 1} log-probabilities each are too "
+            f"many; the limit is {MAX_PROMPT_SCORES} per request, each answer counted. Send fewer prompts at "
+            "once, or ask for fewer log-probabilities.",
+            param=name,
+        )
 
 
 def candidate_sampling(sampling: SamplingParams, number: int) -> SamplingParams:

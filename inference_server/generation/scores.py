@@ -6,15 +6,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+
+import msgspec
 
 from inference_server.generation.detokenizer import Detokenizer
 from inference_server.generation.token_texts import TokenTexts
 from inference_server.types import TokenScore
 
+TOKENS_PER_TURN = 128  # scored in a row on the event loop: some 20 candidates each
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A token that may stand at some place. `logprob` None: nothing stands before it, so it has none."""
 
     token_id: int
@@ -24,8 +26,7 @@ class Candidate:
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredToken:
+class ScoredToken(msgspec.Struct, frozen=True, gc=False):
     """A token of a text, `start` characters into it, and the likeliest tokens there, likeliest first."""
 
     own: Candidate
@@ -42,7 +43,8 @@ def scored_token(texts: TokenTexts, token_id: int, start: int, score: TokenScore
 
 
 def _candidate(texts: TokenTexts, token_id: int, logprob: float | None, rank: int) -> Candidate:
-    return Candidate(token_id, texts.text(token_id), texts.raw(token_id), logprob, rank)
+    text, raw = texts.text_and_raw(token_id)
+    return Candidate(token_id, text, raw, logprob, rank)
 
 
 class ScoreTrack:
@@ -90,33 +92,36 @@ class SharedPrompt:
         self._num_chars = 0
         self._tokens: list[ScoredToken] = []
         self._complete = asyncio.Event()
-        if len(self.token_ids) == 1:
-            self.add(())  # the worker has no scores for it
+        if len(self.token_ids) == 1:  # the worker has no scores for it
+            self._begin()
 
     @property
     def tokens(self) -> tuple[ScoredToken, ...]:
         """The tokens that are scored by now."""
         return tuple(self._tokens)
 
-    def add(self, scores: Iterable[TokenScore]) -> None:
-        """The scores of the next tokens; the first token of all has none."""
+    async def add(self, scores: Iterable[TokenScore]) -> None:
+        """The scores of the next tokens; the first token of all has none. Others have turns meanwhile."""
         if not self._tokens:
-            token_id = self.token_ids[0]
-            self._tokens.append(ScoredToken(_candidate(self._texts, token_id, None, 0), 0))
-            self._say(token_id)
-        for score in scores:
+            self._begin()
+        for number, score in enumerate(scores, 1):
             token_id = self.token_ids[len(self._tokens)]
-            self._tokens.append(scored_token(self._texts, token_id, self._num_chars, score))
-            self._say(token_id)
-        if len(self._tokens) == len(self.token_ids):
-            self._complete.set()
+            self._append(scored_token(self._texts, token_id, self._num_chars, score))
+            if number % TOKENS_PER_TURN == 0:
+                await asyncio.sleep(0)
 
     async def complete(self) -> tuple[ScoredToken, ...]:
         """All of its tokens, once all are scored."""
         await self._complete.wait()
         return self.tokens
 
-    def _say(self, token_id: int) -> None:
+    def _begin(self) -> None:
+        self._append(ScoredToken(_candidate(self._texts, self.token_ids[0], None, 0), 0))
+
+    def _append(self, token: ScoredToken) -> None:
+        self._tokens.append(token)
         if self._detokenizer is None:
             self._detokenizer = self._new_detokenizer()
-        self._num_chars += len(self._detokenizer.feed((token_id,)))
+        self._num_chars += len(self._detokenizer.feed((token.own.token_id,)))
+        if len(self._tokens) == len(self.token_ids):
+            self._complete.set()

@@ -33,6 +33,7 @@ from inference_server.generation.requests import (
 from inference_server.generation.sampling import (
     ModelLimits,
     candidate_sampling,
+    check_prompt_scores,
     resolve_sampling,
     scored_options,
 )
@@ -182,7 +183,9 @@ class GenerationService:
                 prompt_param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
             )
             prompts.append((prompt, token_ids, sampling))
-        return _Encoded(template, tuple(prompts))
+        encoded = _Encoded(template, tuple(prompts))
+        check_prompt_scores(request, encoded.num_tokens)
+        return encoded
 
 
 def _generation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+MAX_KEPT = 8192  # spellings; many scored tokens are the same few
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """The tokens of one tokenizer, each by itself. Immutable.
+    """The tokens of one tokenizer, each by itself. Immutable, but for what it remembers of them.
 
     Three kinds of vocabulary are known by the tokenizer's decoder: byte-level (GPT-2's: a character stands
     for each byte), metaspace (SentencePiece's: "▁" is a space, and `<0x0A>` one byte), and plain text.
@@ -29,6 +31,7 @@ class TokenTexts:
         self._byte_of = _byte_alphabet() if "ByteLevel" in kinds else None
         self._has_byte_tokens = "ByteFallback" in kinds
         self._has_visible_spaces = bool(kinds & {"Metaspace", "Replace"})
+        self.text_and_raw = functools.lru_cache(maxsize=MAX_KEPT)(self._text_and_raw)
 
     def spelling(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty for an id that it does not have."""
@@ -40,8 +43,11 @@ class TokenTexts:
         if added is not None:
             return added.encode()
         token = self.spelling(token_id)
-        if self._byte_of is not None and all(char in self._byte_of for char in token):
-            return bytes([self._byte_of[char] for char in token])
+        if self._byte_of is not None:
+            try:
+                return bytes(map(self._byte_of.__getitem__, token))
+            except KeyError:  # plain text in a byte-level vocabulary
+                pass
         if self._has_byte_tokens and (found := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(found[1], 16)])
         return (token.replace("▁", " ") if self._has_visible_spaces else token).encode()
@@ -49,6 +55,11 @@ class TokenTexts:
     def text(self, token_id: int) -> str:
         r"""The token as text; bytes that are no whole character are written as `\xe2`."""
         return self.raw(token_id).decode(errors="backslashreplace")
+
+    def _text_and_raw(self, token_id: int) -> tuple[str, bytes]:
+        """`text` and `raw`."""
+        raw = self.raw(token_id)
+        return raw.decode(errors="backslashreplace"), raw
 
 
 def _decoder(tokenizer: Tokenizer) -> Any:

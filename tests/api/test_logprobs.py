@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inference_server.api.schemas.logprobs import (
+    prompt_logprobs,
+    whole_chat_logprobs,
+    whole_completion_logprobs,
+)
+from inference_server.config.catalog import ModelSpec
+from inference_server.generation.detokenizer import Detokenizer
+from inference_server.generation.prompt import PromptTemplate
+from inference_server.generation.scores import TOKENS_PER_TURN, SharedPrompt
+from inference_server.types import TokenScore
 from tests.api.server import Server, events, run
+from tests.generation.tokenizers import byte_level, write_folder
 
 
 def entry(token: str, logprob: float = -1.0) -> dict[str, Any]:
@@ -113,6 +126,67 @@ def test_a_prompt_of_one_token_has_no_scores_to_wait_for(tmp_path: Path, stream:
         body = events(response.text)[0] if stream else response.json()
         told = body["choices"][0]["logprobs"]
         assert (told["tokens"][0], told["token_logprobs"][0]) == ("a", None)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_echoed_prompt_is_told_piece_by_piece_and_whole(tmp_path: Path, stream: bool) -> None:
+    num_tokens = 2 * TOKENS_PER_TURN + 3
+    prompt = "".join(chr(97 + number % 26) for number in range(num_tokens))
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=ModelSpec(name="demo", source="scripted", max_model_len=4096))
+        fields = {"prompt": prompt, "echo": True, "logprobs": 2, "stream": stream}
+        for max_tokens, answer in ((0, ""), (2, "He")):
+            response = await server.complete(max_tokens=max_tokens, **fields)
+            choices = (
+                [chunk["choices"][0] for chunk in events(response.text) if chunk != "[DONE]"]
+                if stream
+                else response.json()["choices"]
+            )
+            if stream:
+                assert all(len(choice["logprobs"]["tokens"]) <= TOKENS_PER_TURN + 1 for choice in choices)
+            assert "".join(choice["text"] for choice in choices) == prompt + answer
+            told = {name: [item for choice in choices for item in choice["logprobs"][name]] for name in
+                    ("tokens", "token_logprobs", "top_logprobs", "text_offset")}  # fmt: skip
+            assert "".join(told["tokens"]) == prompt + answer
+            assert told["text_offset"] == list(range(num_tokens + len(answer)))
+            assert told["top_logprobs"][1] == {"b": -1.0, "?": -2.0}
+            assert told["token_logprobs"] == [None, *[-1.0] * (num_tokens + len(answer) - 1)]
+            assert [choice["finish_reason"] for choice in choices][-1] == "length"
+
+    run(scenario())
+
+
+def test_too_many_scores_of_prompts_are_refused_by_name(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=ModelSpec(name="demo", source="scripted", max_model_len=4096))
+        await server.warm()
+        response = await server.complete(prompt=[[97] * 4000] * 64, prompt_logprobs=20, max_tokens=1)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt_logprobs")
+        assert not server.worker.seen
+
+    run(scenario())
+
+
+def test_others_have_turns_while_many_scores_are_taken_and_told(tmp_path: Path) -> None:
+    num_tokens = 10 * TOKENS_PER_TURN
+    template = PromptTemplate(write_folder(tmp_path, byte_level()))
+    prompt = SharedPrompt([5] * num_tokens, "", template.texts, lambda: Detokenizer(template.tokenizer, ()))
+
+    async def num_turns(work: Coroutine[Any, Any, object]) -> int:
+        task, number = asyncio.create_task(work), 0
+        while not task.done():
+            await asyncio.sleep(0)
+            number += 1
+        await task
+        return number
+
+    async def scenario() -> None:
+        assert await num_turns(prompt.add([TokenScore(-1.0, 1, ())] * (num_tokens - 1))) >= 10
+        for tell in (prompt_logprobs, whole_chat_logprobs, whole_completion_logprobs):
+            assert await num_turns(tell(prompt.tokens)) >= 10
 
     run(scenario())
 

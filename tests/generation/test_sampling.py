@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from inference_server.config.catalog import SamplingDefaults
 from inference_server.errors import ContextTooLong, InvalidRequest
-from inference_server.generation.requests import SamplingOptions
-from inference_server.generation.sampling import ModelLimits, resolve_sampling
+from inference_server.generation.requests import SamplingOptions, TextRequest
+from inference_server.generation.sampling import ModelLimits, check_prompt_scores, resolve_sampling
 from inference_server.types import SamplingParams
 
 
@@ -39,6 +41,26 @@ def test_a_default_limit_is_cut_to_fit_but_a_wanted_one_is_not() -> None:
     with pytest.raises(ContextTooLong, match="100 tokens") as caught:
         resolved(SamplingOptions(max_tokens=91))
     assert caught.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_tokens", "param"),
+    [
+        ({"sampling": SamplingOptions(prompt_logprobs=20)}, 24_966, "prompt_logprobs"),
+        ({"sampling": SamplingOptions(prompt_logprobs=1), "num_answers": 8}, 32_768, "prompt_logprobs"),
+        ({"sampling": SamplingOptions(logprobs=1), "echo": True}, 262_144, "logprobs"),
+        ({"sampling": SamplingOptions(logprobs=20)}, 10**6, None),
+    ],
+    ids=["prompt_logprobs", "several answers", "echo", "of answers only"],
+)
+def test_scores_of_prompts_are_bounded(fields: dict[str, Any], num_tokens: int, param: str | None) -> None:
+    request = TextRequest(request_id="r", model="m", prompts=(), **fields)
+    check_prompt_scores(request, num_tokens)
+    if param is None:
+        return
+    with pytest.raises(InvalidRequest, match="the limit is 524288") as caught:
+        check_prompt_scores(request, num_tokens + 1)
+    assert caught.value.param == param
 
 
 def test_a_prompt_as_long_as_the_context_is_too_long() -> None:

@@ -48,7 +48,7 @@ async def _whole(service: GenerationService, wanted: TextRequest) -> Response:
     async with service.open(wanted) as generation:
         choices = await whole_choices(generation)
     frame = frame_of(wanted, generation)
-    answer = chat_completion(frame, wanted, choices, generation.usage, generation.new_parser)
+    answer = await chat_completion(frame, wanted, choices, generation.usage, generation.new_parser)
     return Response(answer, media_type="application/json")
 
 

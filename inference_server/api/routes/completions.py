@@ -46,7 +46,7 @@ async def completions(request: Request) -> Response | ASGIApp:
 async def _whole(service: GenerationService, wanted: TextRequest) -> Response:
     async with service.open(wanted) as generation:
         choices = await whole_choices(generation)
-    answer = text_completion(frame_of(wanted, generation), wanted, choices, generation.usage)
+    answer = await text_completion(frame_of(wanted, generation), wanted, choices, generation.usage)
     return Response(answer, media_type="application/json")
 
 

@@ -13,7 +13,13 @@ from typing import Any
 
 import msgspec
 
-from inference_server.api.schemas.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from inference_server.api.schemas.logprobs import (
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs,
+    whole_chat_logprobs,
+    whole_completion_logprobs,
+)
 from inference_server.api.schemas.messages import delta_object, finish_reason, message_object
 from inference_server.generation.choices import Choice
 from inference_server.generation.parsing.events import AnswerParser, CallBegin
@@ -58,7 +64,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 # ---------------------------------------------------------------- chat
 
 
-def chat_completion(
+async def chat_completion(
     frame: Frame,
     wanted: TextRequest,
     choices: Seq[Choice],
@@ -74,14 +80,14 @@ def chat_completion(
             {
                 "index": choice.index,
                 "message": message,
-                "logprobs": chat_logprobs(choice.scored) if scores else None,
+                "logprobs": await whole_chat_logprobs(choice.scored) if scores else None,
                 "finish_reason": finish_reason(choice.finish_reason, has_calls="tool_calls" in message),
                 "stop_reason": choice.stop_reason,
             }
         )
     answer = frame.object("chat.completion", choices=data, usage=usage_object(usage))
     if wanted.sampling.prompt_logprobs is not None:
-        answer["prompt_logprobs"] = prompt_logprobs(choices[0].prompt)
+        answer["prompt_logprobs"] = await prompt_logprobs(choices[0].prompt)
     return _encode(answer)
 
 
@@ -162,7 +168,7 @@ class ChatChunks:
 # ---------------------------------------------------------------- completions
 
 
-def text_completion(frame: Frame, wanted: TextRequest, choices: Seq[Choice], usage: Usage) -> bytes:
+async def text_completion(frame: Frame, wanted: TextRequest, choices: Seq[Choice], usage: Usage) -> bytes:
     """A whole completion."""
     scores = wanted.sampling.logprobs is not None
     data = []
@@ -170,12 +176,12 @@ def text_completion(frame: Frame, wanted: TextRequest, choices: Seq[Choice], usa
         entry = {
             "index": choice.index,
             "text": choice.text,
-            "logprobs": completion_logprobs(choice.scored) if scores else None,
+            "logprobs": await whole_completion_logprobs(choice.scored) if scores else None,
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
         if wanted.sampling.prompt_logprobs is not None:
-            entry["prompt_logprobs"] = prompt_logprobs(choice.prompt)
+            entry["prompt_logprobs"] = await prompt_logprobs(choice.prompt)
         data.append(entry)
     return _encode(frame.object("text_completion", choices=data, usage=usage_object(usage)))
 
