@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from inference_server.errors import QueueFull
+from inference_server.errors import InvalidRequest, QueueFull
 
 _SMOOTHING = 0.1
 _MAX_RETRY_AFTER_S = 60.0
@@ -89,9 +89,11 @@ class Admission:
         """Hold a place for each sequence of a request, for the length of the block.
 
         Raises:
+            InvalidRequest: not even an empty house has so many places.
             QueueFull: the model's or the server's queue is full, or this tenant has its share of it; says
                 when to come again.
         """
+        self._check_size(num_seqs)
         self._check(model, num_seqs, tenant)
         _add(self._in_progress, model, num_seqs)
         _add(self._of_tenant, (tenant, model), num_seqs)
@@ -111,6 +113,15 @@ class Admission:
     def observe(self, seconds: float) -> None:
         """A request has finished after this time."""
         self._mean_seconds += _SMOOTHING * (seconds - self._mean_seconds)
+
+    def _check_size(self, num_seqs: int) -> None:
+        limits = self._limits
+        most = limits.max_running + min(limits.max_queued, limits.max_queued_total)
+        if num_seqs > most:
+            raise InvalidRequest(
+                f"the request has {num_seqs} sequences (answers to prompts, or batches of inputs); this "
+                f"server takes at most {most} at once. Send it in parts."
+            )
 
     def _check(self, model: str, num_seqs: int, tenant: str) -> None:
         limits = self._limits

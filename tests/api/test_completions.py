@@ -94,6 +94,9 @@ def test_requests_with_room_for_only_some_prompts_are_refused_whole(tmp_path: Pa
     async def scenario() -> None:
         server = Server(tmp_path, max_num_seqs=2, max_num_queued_reqs=1)
         response = await server.complete(prompt=["a"] * 4)
+        assert (response.status_code, "at most 3 at once" in response.text) == (400, True)
+        with server.door._admission.admitted("demo"):
+            response = await server.complete(prompt=["a"] * 3)
         assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
         assert (await server.complete(prompt=["a"] * 3)).status_code == 200
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_server.errors import QueueFull
+from inference_server.errors import InvalidRequest, QueueFull
 from inference_server.generation.admission import Admission, QueueLimits
 
 
@@ -44,9 +44,20 @@ def test_a_request_of_many_sequences_needs_room_for_all() -> None:
     house = admission()
     with house.admitted("a", 5):
         assert house.num_in_progress("a") == 5
-    with pytest.raises(QueueFull), house.admitted("a", 6):
-        pass
+        with pytest.raises(QueueFull), house.admitted("a", 5):
+            pass
     assert house.num_in_progress("a") == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"), [({}, 5), ({"max_queued_total": 1}, 3), ({"max_queued": 0}, 2)], ids=str
+)
+def test_what_no_empty_house_could_take_need_not_be_tried_again(limits: dict[str, int], most: int) -> None:
+    house = admission(**limits)
+    with house.admitted("a", most):
+        assert house.num_in_progress("a") == most
+    with pytest.raises(InvalidRequest, match=f"at most {most} at once"), house.admitted("a", most + 1):
+        pass
 
 
 def test_without_any_queue_free_places_are_still_given() -> None:
