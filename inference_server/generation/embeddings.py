@@ -86,19 +86,22 @@ class EmbeddingService:
         if plan is not None:
             async with self._door.in_time(visit):
                 inputs = await self._encode(job, status.spec, plan)
+            visit.place.hold_tokens(_num_tokens(inputs))
         async with self._door.leased(visit, keep_alive_s=job.keep_alive_s) as lease:
             if inputs is None or lease.plan is not plan:
                 check_task(lease.spec, lease.plan, "embed")
                 inputs = await self._encode(job, lease.spec, lease.plan)
+                visit.place.hold_tokens(_num_tokens(inputs))
             visit.recorder.leased()
-            num_tokens = sum(map(len, inputs))
-            visit.recorder.prompt(num_tokens)
+            usage = Usage(prompt_tokens=_num_tokens(inputs), completion_tokens=0)
+            visit.recorder.prompt(usage.prompt_tokens)
             request = EmbeddingRequest(request_id=job.request_id, inputs=inputs, dimensions=job.dimensions)
-            vectors = await lease.worker.embed(request)
-        if job.caller is not None:
-            job.caller.spend(num_tokens)
-        usage = Usage(prompt_tokens=num_tokens, completion_tokens=0)
-        visit.recorder.used(usage)
+            try:
+                vectors = await lease.worker.embed(request)
+            finally:
+                visit.recorder.used(usage)
+                if job.caller is not None:
+                    job.caller.spend(usage.prompt_tokens)
         visit.recorder.embedded()
         return Embeddings(vectors, usage)
 
@@ -129,6 +132,10 @@ async def _sentence_config(folder: str) -> SentenceConfig:
 @functools.lru_cache(maxsize=MAX_TEMPLATES)
 def _read_sentence_config(folder: str) -> SentenceConfig:
     return read_sentence_config(Path(folder))
+
+
+def _num_tokens(inputs: tuple[tuple[int, ...], ...]) -> int:
+    return sum(map(len, inputs))
 
 
 def _text(sentence: SentenceConfig, text: str) -> str:

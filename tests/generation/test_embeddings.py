@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from inference_server import errors
+from inference_server.access.gate import Gate
+from inference_server.access.keys import Key, digest_of
 from inference_server.generation.embeddings import EmbeddingJob, Embeddings
 from inference_server.generation.requests import TextPrompt, TextRequest
+from inference_server.tracing.timeline import Timeline
 from tests.generation.fakes import House, settle, until
 
 
@@ -151,5 +154,46 @@ def test_a_deadline_ends_the_encoding_too(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(errors.DeadlineExceeded):
             await embed(house, job("a", timeout_s=0.05))
         assert house.door.num_requests == 0
+
+    asyncio.run(scenario())
+
+
+def test_inputs_wait_within_the_bound_in_tokens(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        house = House(tmp_path, max_queued_tokens=10)
+        with pytest.raises(errors.ContextTooLong):
+            await embed(house, job("a" * 40_000))
+        worker = house.worker
+        worker.gate = asyncio.Semaphore(0)
+        alone = embed(house, job("a" * 200))  # never too long for an empty queue
+        await until(lambda: worker.open)
+        with pytest.raises(errors.QueueFull, match="prompts of 200 tokens wait"):
+            await embed(house, job("b"))
+        worker.gate.release()
+        await alone
+        worker.gate = None
+        assert (await embed(house, job("b"))).vectors
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["well", "late", "left", "broken"])
+def test_what_the_worker_was_given_costs_its_key_whatever_the_end(tmp_path: Path, end: str) -> None:
+    async def scenario() -> None:
+        house = House(tmp_path)
+        await house.manager.load("embedder")
+        caller = Gate([Key("a", digest_of(b"a"), tokens_per_minute=1000)], clock=lambda: 0.0).caller(b"a")
+        assert caller is not None
+        timeline = Timeline()
+        house.worker.gate = asyncio.Semaphore(1 if end in ("well", "broken") else 0)
+        house.worker.fail_after = (0, errors.InternalError("broken")) if end == "broken" else None
+        timeout_s = 0.05 if end == "late" else None
+        task = embed(house, job("a" * 300, caller=caller, timeline=timeline, timeout_s=timeout_s))
+        if end == "left":
+            await until(lambda: house.worker.open)
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert dict(caller.headers())[b"x-ratelimit-remaining-tokens"] == b"700"
+        assert timeline.num_prompt_tokens == 300
 
     asyncio.run(scenario())
