@@ -89,6 +89,13 @@ class Templates:
         decode = functools.partial(template.decode, token_ids, skip_special_tokens=False)
         return await asyncio.get_running_loop().run_in_executor(self._threads, decode)
 
+    async def spellings(self, template: PromptTemplate, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Each token as the vocabulary writes it; those of long lists are found in a thread."""
+        if len(token_ids) <= self._inline_chars:
+            return _spellings(template, token_ids)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _spellings, template, token_ids)
+
     async def _fill(self, folder: str) -> PromptTemplate:
         try:
             loop = asyncio.get_running_loop()
@@ -113,6 +120,10 @@ def _encoded_texts(
     if max_tokens is None:
         return [tuple(template.encode_text(text)) for text in texts]
     return [tuple(template.encode_cut(text, max_tokens)) for text in texts]
+
+
+def _spellings(template: PromptTemplate, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(map(template.texts.spelling, token_ids))
 
 
 def _is_short(prompt: ChatPrompt | TextPrompt, max_chars: int) -> bool:

@@ -47,7 +47,7 @@ class Tokenization:
             folder = await self._manager.folder(model)
             template = await self._templates.get(folder)
             token_ids = await self._templates.encode(template, prompt)
-        spellings = tuple([template.texts.spelling(token) for token in token_ids]) if with_spellings else ()
+            spellings = await self._templates.spellings(template, token_ids) if with_spellings else ()
         return Tokens(token_ids, spellings, self._max_model_len(model, folder))
 
     async def decode(self, model: str, token_ids: tuple[int, ...], timeout_s: float | None) -> str:

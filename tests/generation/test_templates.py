@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,6 +105,27 @@ def test_short_prompts_are_encoded_on_the_loop_and_long_ones_in_a_thread(tmp_pat
     assert threads[:2] == ["MainThread"] * 2
     assert all(name.startswith("encode") for name in threads[2:])
     assert len(threads) == 3 + len(LONG_CHATS)
+
+
+def test_the_spellings_of_many_tokens_are_found_in_a_thread(tmp_path: Path) -> None:
+    template = PromptTemplate(write_folder(tmp_path, byte_level()))
+    threads: list[str] = []
+
+    class Watching:
+        def spelling(self, token_id: int) -> str:
+            threads.append(threading.current_thread().name)
+            return template.texts.spelling(token_id)
+
+    async def scenario() -> None:
+        templates = Templates(inline_chars=2)
+        watching = SimpleNamespace(texts=Watching())
+        for token_ids in ((1, 5), (1, 5, 5)):
+            found = await templates.spellings(watching, token_ids)  # type: ignore[arg-type]
+            assert found == tuple(map(template.texts.spelling, token_ids))
+
+    asyncio.run(scenario())
+    assert threads[:2] == ["MainThread"] * 2
+    assert all(name.startswith("encode") for name in threads[2:])
 
 
 def test_a_prompt_does_not_wait_for_those_that_take_long(tmp_path: Path) -> None:
