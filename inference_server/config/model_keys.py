@@ -157,5 +157,5 @@ MODEL_KEYS = table(
 )
 MEMORY_KEYS = table(
     Key("gpu", _BUDGET, "share or bytes of each GPU for models; default 90%"),
-    Key("host", _BUDGET, "share or bytes of main memory for models on the CPU; default: what is free"),
+    Key("host", _BUDGET, "share or bytes of main memory for models on the CPU; default: 80% of what is free"),
 )
