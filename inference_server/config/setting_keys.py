@@ -110,7 +110,9 @@ _BATCHING = (
         kinds.number(0, 1000),
         "a long prompt may make a step this many times as long for running streams; 0: without limit",
     ),
-    Key("num_threads", kinds.integer(0, 4096), "CPU threads of each model worker; 0: the library's choice"),
+    Key(
+        "num_threads", kinds.integer(0, 4096), "CPU threads of each model worker; 0: as many as it has cores"
+    ),
 )
 _MEMORY = (
     (
