@@ -39,10 +39,14 @@ def test_ready_waits_for_the_preload_and_ends_with_the_drain_while_live_stays(tm
         assert await statuses() == [200] * 6
         await server.manager.unload("demo")
         assert await statuses() == [200] * 6  # it has been resident once
-        assert "helixflow_draining 0.0" in (await server.client.get("/metrics")).text
+        page = (await server.client.get("/metrics")).text
+        assert "helixflow_draining 0.0" in page
+        assert "helixflow_shutdown_left_seconds 30.0" in page
         server.door.shut_down()
         assert await statuses() == [200, 200, 503, 503, 503, 503]
-        assert "helixflow_draining 1.0" in (await server.client.get("/metrics")).text
+        page = (await server.client.get("/metrics")).text
+        assert "helixflow_draining 1.0" in page
+        assert "helixflow_shutdown_left_seconds 2" in page  # 29 and a fraction
         refused = await server.chat()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert refused.headers["retry-after"]
