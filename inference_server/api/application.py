@@ -93,7 +93,6 @@ def build_application(
             HTTPException: _http_error,
             ClientDisconnected: _nobody_there,
             ClientDisconnect: _nobody_there,  # while its body was being read
-            Exception: _unknown_error,
         },
     )
     application.router.redirect_slashes = False
@@ -174,11 +173,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _nobody_there(request: Request, error: Exception) -> Response:
     """The client has left; whatever is sent goes nowhere."""
     return Response(status_code=499)
-
-
-async def _unknown_error(request: Request, error: Exception) -> Response:
-    """Starlette logs the exception after this answer."""
-    body = envelope(
-        "an internal error happened; the server's log has it", "server_error", None, "internal_error"
-    )
-    return Response(body, 500, media_type="application/json")

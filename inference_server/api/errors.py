@@ -68,3 +68,8 @@ def error_response(error: errors.HelixFlowError) -> Response:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(error_body(error), status, headers, media_type="application/json")
+
+
+def internal_error_response() -> Response:
+    """The answer to an exception that nobody has foreseen; it tells nothing of that."""
+    return error_response(errors.InternalError("an internal error happened; the server's log has it"))
