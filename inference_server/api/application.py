@@ -15,7 +15,7 @@ from starlette.routing import Route
 from inference_server.access.gate import Gate
 from inference_server.api.context import ApiContext, Reload
 from inference_server.api.disconnect import ClientDisconnected
-from inference_server.api.errors import envelope, error_response
+from inference_server.api.errors import error_response, refusal
 from inference_server.api.middleware.access import AccessMiddleware
 from inference_server.api.middleware.compression import CompressionMiddleware
 from inference_server.api.middleware.observation import ObservationMiddleware
@@ -158,16 +158,16 @@ def _model_routes(prefix: str) -> list[Route]:
 async def _known_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HelixFlowError):
         raise error
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    words, code = _ROUTING_ERRORS.get(error.status_code, (error.detail, None))
+    words, code = _ROUTING_ERRORS.get(error.status_code, (error.detail, "invalid_value"))
     message = f"{words}: {request.method} {request.scope['path'][:200]}"
-    body = envelope(message, "invalid_request_error", None, code)
-    return Response(body, error.status_code, error.headers, media_type="application/json")
+    kind = "invalid_request_error"
+    return refusal(request.scope, error.status_code, kind, message, code, headers=error.headers)
 
 
 async def _nobody_there(request: Request, error: Exception) -> Response:

@@ -97,10 +97,23 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
     asyncio.run(scenario())
 
 
+def refused(response: httpx.Response) -> tuple[int, str]:
+    """Status and type of an error, which must be in Anthropic's envelope."""
+    body = response.json()
+    assert set(body) == {"type", "error"}, body
+    assert body["type"] == "error"
+    assert body["error"]["message"]
+    assert response.headers["x-helixflow-error"]
+    assert int(response.headers["content-length"]) == len(response.content)
+    return response.status_code, body["error"]["type"]
+
+
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize(
     ("fields", "status", "kind"),
     [
         ({"model": "nobody"}, 404, "not_found_error"),
+        ({"max_tokens": 100_000}, 400, "invalid_request_error"),
         ({"max_tokens": None}, 400, "invalid_request_error"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_request_error"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
@@ -110,16 +123,45 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
     ],
 )
 def test_errors_of_messages_are_in_anthropics_words(
-    tmp_path: Path, fields: dict[str, Any], status: int, kind: str
+    tmp_path: Path, fields: dict[str, Any], status: int, kind: str, streams: bool
 ) -> None:
     async def scenario() -> None:
         server = Server(tmp_path, demo=spec())
-        response = await server.client.post("/v1/messages", json={**MESSAGES, **fields})
-        assert response.status_code == status, response.text
-        body = response.json()
-        assert (body["type"], body["error"]["type"]) == ("error", kind)
-        assert body["error"]["message"]
-        assert int(response.headers["content-length"]) == len(response.content)
+        response = await server.client.post("/v1/messages", json={**MESSAGES, "stream": streams, **fields})
+        assert refused(response) == (status, kind), response.text
+        assert response.headers["request-id"] == response.headers["x-request-id"]
+
+    asyncio.run(scenario())
+
+
+KEYS = """
+keys:
+- {name: alice, key: alice-0123456789abc, requests_per_minute: 1}
+- {name: root, key: root-0123456789abcd, scopes: [admin]}
+"""
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/v1/messages"])
+def test_so_are_those_from_before_and_behind_the_route(tmp_path: Path, path: str) -> None:
+    async def scenario() -> None:
+        (tmp_path / "keys.yaml").write_text(KEYS, encoding="utf-8")
+        server = Server(tmp_path, demo=spec(), api_key_file=str(tmp_path / "keys.yaml"), max_body_bytes=1024)
+        (await server.warm()).fail_after = (0, ValueError("a bug"))  # type: ignore[assignment]
+
+        async def ask(key: str, method: str = "POST", below: str = "", **fields: Any) -> tuple[int, str]:
+            headers = {"x-api-key": key, "content-type": "application/json"}
+            content = json.dumps({**MESSAGES, **fields})
+            response = await server.client.request(method, path + below, content=content, headers=headers)
+            return refused(response)
+
+        alice = "alice-0123456789abc"
+        assert await ask("nobody's") == (401, "authentication_error")
+        assert await ask("root-0123456789abcd") == (403, "permission_error")
+        assert await ask(alice, "PUT") == (405, "invalid_request_error")
+        assert await ask(alice, below="/batches") == (404, "not_found_error")
+        assert await ask(alice, system="x" * 2000) == (413, "request_too_large")
+        assert await ask(alice) == (500, "api_error")
+        assert await ask(alice, stream=True) == (429, "rate_limit_error")
 
     asyncio.run(scenario())
 

@@ -72,7 +72,7 @@ class AccessMiddleware:
             path = route_path(scope["path"], self._root_path)
             caller = self._check(path, Headers(scope=scope))
         except HelixFlowError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         if caller is None:
             await self._app(scope, receive, send)

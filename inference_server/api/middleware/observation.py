@@ -1,5 +1,5 @@
-"""Request ids, durations, traces, log lines, and the number of requests in progress; the answer to an exception
-that nobody has foreseen, so that it is counted as one. The outermost layer.
+"""Request ids, durations, traces, log lines, and the number of requests in progress. The outermost layer. It
+also answers exceptions that nobody has foreseen, so that they are counted as what they are.
 
 While the server is leaving, every answer also asks for its connection to be closed: whoever pools connections
 then holds none that the end of the server could cut under a request.
@@ -82,7 +82,7 @@ class ObservationMiddleware:
         is_quiet = endpoint.startswith(QUIET_PREFIXES)
         trace = Untraced(parent) if is_quiet else self._tracer.begin(parent, start_s)
         timeline = scope[_TIMELINE] = Timeline()
-        told = _told(request_id, trace)
+        told = _told(request_id, trace, endpoint)
         status = UNSENT
 
         async def observed(message: Message) -> None:
@@ -99,9 +99,9 @@ class ObservationMiddleware:
             await self._app(scope, receive, observed)
         except Exception:
             if status != UNSENT:
-                raise  # the client has the beginning of an answer; uvicorn logs this and closes the connection
+                raise  # in the middle of an answer: uvicorn logs it and closes the connection
             logger.exception("request %s has failed", request_id)
-            await internal_error_response()(scope, receive, observed)
+            await internal_error_response(scope)(scope, receive, observed)
         finally:
             self._metrics.connections.dec()
             caller = caller_of(scope)
@@ -135,9 +135,11 @@ class ObservationMiddleware:
         return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
 
 
-def _told(request_id: str, trace: RequestTrace) -> list[tuple[bytes, bytes]]:
+def _told(request_id: str, trace: RequestTrace, endpoint: str) -> list[tuple[bytes, bytes]]:
     """Headers by which the client finds this request in our logs and traces."""
     headers = [(b"x-request-id", request_id.encode())]
+    if endpoint.startswith("/v1/messages"):
+        headers.append((b"request-id", request_id.encode()))  # where Anthropic's clients look
     if trace.is_ours and trace.context is not None:
         headers.append((b"traceparent", trace.context.traceparent.encode()))
     return headers
