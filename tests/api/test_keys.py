@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 
-from tests.api.server import CHAT, Server
+from inference_server.config.catalog import Catalog
+from tests.api.server import CHAT, Server, events
 from tests.generation.fakes import until
 
 KEYS = """
@@ -17,12 +18,14 @@ keys:
 - {name: bob, key: bob-0123456789abcde, tokens_per_minute: 20}
 - {name: carol, key: carol-0123456789abc, max_concurrency: 1}
 - {name: root, key: root-0123456789abcd, scopes: [admin]}
+- {name: lead, key: lead-0123456789abcd, scopes: [inference, admin], models: [demo]}
 """
 SECRETS = {
     "alice": "alice-0123456789abc",
     "bob": "bob-0123456789abcde",
     "carol": "carol-0123456789abc",
     "root": "root-0123456789abcd",
+    "lead": "lead-0123456789abcd",
 }
 
 
@@ -98,6 +101,65 @@ def test_a_key_sees_and_asks_its_own_models_only(tmp_path: Path) -> None:
             "/tokenize", json={"model": "other", "prompt": "x"}, headers={"x-api-key": SECRETS["alice"]}
         )
         assert tokenized.status_code == 404
+
+    asyncio.run(scenario())
+
+
+def test_a_model_off_the_list_looks_like_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        for path, body in (
+            ("/v1/chat/completions", CHAT),
+            ("/v1/chat/completions", {**CHAT, "keep_alive": 5}),
+            ("/v1/embeddings", {"input": "x"}),
+            ("/tokenize", {"prompt": "x"}),
+            ("/models/load", {}),
+            ("/models/unload", {}),
+            ("/models/sleep", {}),
+            ("/models/wake", {}),
+            ("/models/plan", {}),
+            ("/models/profile", {}),
+        ):
+            answers = []
+            for model in ("other", "othex"):
+                found = await server.client.post(
+                    path, json={**body, "model": model}, headers={"x-api-key": SECRETS["lead"]}
+                )
+                answers.append((found.status_code, found.text.replace(model, "…")))
+            assert answers[0] == answers[1], path
+            assert answers[0][0] == 404
+            assert "mean" not in answers[0][1]
+        assert server.launcher.workers == []
+
+    asyncio.run(scenario())
+
+
+def test_a_list_binds_the_views_of_memory_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        for model in ("other", "demo"):
+            await server.manager.load(model)
+        processes = (await get(server, "lead", "/api/ps")).json()["models"]
+        lives = (await get(server, "lead", "/models")).json()["data"]
+        assert [model["name"] for model in processes] == [model["id"] for model in lives] == ["demo"]
+        assert len((await get(server, "root", "/models")).json()["data"]) == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_list_binds_the_events_and_what_a_reload_tells(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        headers = {"x-api-key": SECRETS["lead"]}
+        async with server.connected("/models/sse", None, headers, method="GET") as connection:
+            await connection.until('"demo"')
+            await server.manager.load("other")
+            server.catalog = Catalog(models={"demo": server.catalog.models["demo"]})
+            reloaded = await server.client.post("/models/reload", headers=headers)
+            assert reloaded.json() == {"success": True, "added": [], "removed": [], "changed": []}
+            await server.manager.load("demo")
+            await connection.until('"ready"')
+            assert {event["model"] for event in events(connection.text)} == {"demo"}
 
     asyncio.run(scenario())
 

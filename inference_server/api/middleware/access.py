@@ -50,6 +50,12 @@ def may_administer(scope: Scope) -> bool:
     return caller is None or caller.key.may_administer
 
 
+def may_see(scope: Scope, model: str) -> bool:
+    """Whether a model (its configured name) is there for the caller of a request that was let through."""
+    caller = caller_of(scope)
+    return caller is None or caller.key.may_ask(model)
+
+
 class AccessMiddleware:
     """Checks Host (on loopback), Origin and the API key, in this order.
 

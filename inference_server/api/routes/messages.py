@@ -10,7 +10,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from inference_server.api.body import read_json
-from inference_server.api.context import context_of, frame_of, keep_alive_of, new_id, timeout_of
+from inference_server.api.context import (
+    context_of,
+    frame_of,
+    keep_alive_of,
+    new_id,
+    timeout_of,
+    visible_model,
+)
 from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.middleware.access import caller_of
 from inference_server.api.middleware.observation import timeline_of
@@ -51,7 +58,7 @@ async def count_tokens(request: Request) -> Response:
     """How many tokens the prompt of such a message has; the model is not loaded for it."""
     context = context_of(request)
     body = await read_json(request, _COUNT, context.settings.max_body_bytes)
-    context.door.status(body.model, caller_of(request.scope))
+    visible_model(request, body.model)
     async with CancelOnDisconnect(request.receive):
         tokens = await context.tokenization.encode(
             body.model, body.prompt(), timeout_of(request, None), with_spellings=False

@@ -7,9 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inference_server.api.body import read_json
-from inference_server.api.context import context_of, timeout_of
+from inference_server.api.context import context_of, timeout_of, visible_model
 from inference_server.api.disconnect import CancelOnDisconnect
-from inference_server.api.middleware.access import caller_of
 from inference_server.api.schemas.tokenize import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -25,7 +24,7 @@ async def tokenize(request: Request) -> Response:
     """Text or a conversation → token ids."""
     context = context_of(request)
     body = await read_json(request, _TOKENIZE, context.settings.max_body_bytes)
-    context.door.status(body.model, caller_of(request.scope))
+    visible_model(request, body.model)
     prompt, with_strings = body.wanted(), bool(body.return_token_strs)
     timeout_s = timeout_of(request, body.timeout)
     async with CancelOnDisconnect(request.receive):
@@ -37,7 +36,7 @@ async def detokenize(request: Request) -> Response:
     """Token ids → text."""
     context = context_of(request)
     body = await read_json(request, _DETOKENIZE, context.settings.max_body_bytes)
-    context.door.status(body.model, caller_of(request.scope))
+    visible_model(request, body.model)
     timeout_s = timeout_of(request, body.timeout)
     async with CancelOnDisconnect(request.receive):
         text = await context.tokenization.decode(body.model, tuple(body.tokens), timeout_s)
