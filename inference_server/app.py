@@ -140,6 +140,7 @@ async def _run(
     stop = asyncio.Event()
     with _signals(stop), _reloading_on_hangup(reloader):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
+        serving.add_done_callback(lambda _: stop.set())  # whoever cannot listen any more serves nobody
         try:
             ending_s = min(ENDING_S, settings.shutdown_timeout / 3) + _flush_s(settings, tracer)
             return await _live(settings, sock, manager, services.door, stop, display, ending_s)
