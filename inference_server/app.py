@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -27,6 +28,7 @@ from starlette.applications import Starlette
 from inference_server import __version__
 from inference_server.access.configured import configured_keys
 from inference_server.access.gate import Gate
+from inference_server.access.keys import Key
 from inference_server.api.application import build_application
 from inference_server.api.connection import ConnectionLimits, GuardedProtocol
 from inference_server.config.catalog import Catalog, ModelSpec
@@ -41,7 +43,7 @@ from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.overheads import OverheadStore
 from inference_server.model_manager.plan import is_scripted
 from inference_server.model_manager.planning import planner_for
-from inference_server.model_manager.reload import Reloader
+from inference_server.model_manager.reload import Reloader, ReloadReport
 from inference_server.telemetry.logs import setup_logging
 from inference_server.telemetry.metrics import Metrics
 from inference_server.tracing.tracer import Tracer, tracer_for
@@ -119,14 +121,16 @@ async def _run(
     services = build_services(manager, settings, metrics)
     gate = Gate(configured_keys(settings))
 
-    def read_all() -> Catalog:
-        catalog = read()
-        keys = configured_keys(settings)
-        loop.call_soon_threadsafe(gate.replace, keys)  # this runs in a thread
-        return catalog
+    def read_all() -> tuple[Catalog, list[Key]]:
+        return read(), configured_keys(settings)
 
-    loop = asyncio.get_running_loop()
-    reloader = Reloader(read_all, manager.reload)
+    def apply(found: tuple[Catalog, list[Key]]) -> ReloadReport:
+        models, keys = found
+        report = manager.reload(models)  # which may refuse; the keys then stay, too
+        gate.replace(keys)
+        return report
+
+    reloader = Reloader(read_all, apply)
     application = build_application(
         settings=settings,
         manager=manager,
@@ -260,7 +264,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reloading_on_hangup(reloader: Reloader) -> Iterator[None]:
+def _reloading_on_hangup(reloader: Reloader[Any]) -> Iterator[None]:
     """SIGHUP re-reads the configuration; one that is wrong is logged, and the old one stays."""
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()

@@ -52,6 +52,19 @@ def test_keys_come_and_go_with_a_reload_and_no_key_is_ever_logged(server: Runnin
         assert secret not in server.log
 
 
+def test_a_reload_that_is_refused_leaves_the_keys_as_they_were(server: RunningServer, keys: Path) -> None:
+    admin = {"x-api-key": "the-admins-own-key"}
+    keys.write_text(f"keys:\n{ADMIN}- {{name: bob, key: {BOB}}}\n", encoding="utf-8")
+    config = keys.with_name("models.yaml")
+    config.write_text(f"memory: {{host: 1GiB}}\n{CONFIG}", encoding="utf-8")
+    refused = server.client.post("/models/reload", headers=admin)
+    assert (refused.status_code, "`memory`" in refused.text) == (400, True)
+    assert (status(server, ALICE), status(server, BOB)) == (200, 401)
+    config.write_text(CONFIG, encoding="utf-8")
+    assert server.client.post("/models/reload", headers=admin).status_code == 200
+    assert (status(server, ALICE), status(server, BOB)) == (401, 200)
+
+
 def test_a_wrong_file_is_said_at_the_start(tmp_path: Path) -> None:
     config, keys = tmp_path / "models.yaml", tmp_path / "keys.yaml"
     config.write_text(CONFIG, encoding="utf-8")
