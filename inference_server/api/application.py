@@ -36,6 +36,7 @@ from inference_server.api.routes.chat import chat_completions
 from inference_server.api.routes.completions import completions
 from inference_server.api.routes.embeddings import embeddings
 from inference_server.api.routes.responses import responses
+from inference_server.api.turnstile import Turnstile
 from inference_server.config.settings import Settings
 from inference_server.errors import HelixFlowError
 from inference_server.generation.services import Services
@@ -103,6 +104,7 @@ def build_application(
         service=services.text,
         embeddings=services.embeddings,
         tokenization=services.tokenization,
+        turnstile=Turnstile(services.door, clock=clock),
         metrics=metrics,
         reload=reload,
         picker_page=EndpointPickerPage(measure, clock=clock, wall_clock=time.time),

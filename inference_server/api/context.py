@@ -12,6 +12,7 @@ from starlette.requests import Request
 from inference_server.api.keep_alive import lent_keep_alive, parse_keep_alive
 from inference_server.api.middleware.access import caller_of, may_administer, may_see
 from inference_server.api.schemas.answers import Frame
+from inference_server.api.turnstile import Turnstile
 from inference_server.config.settings import Settings
 from inference_server.errors import InvalidRequest
 from inference_server.generation.door import Door
@@ -43,6 +44,7 @@ class ApiContext:
     service: GenerationService
     embeddings: EmbeddingService
     tokenization: Tokenization
+    turnstile: Turnstile
     metrics: Metrics
     reload: Reload
     picker_page: EndpointPickerPage

@@ -50,6 +50,18 @@ class Server(House):
         """What a reload finds; a test may put another one here."""
         return self.catalog
 
+    def hold_files(self) -> tuple[asyncio.Event, asyncio.Event]:
+        """Models' files come only once the second event is set; the first says that they are waited for."""
+        prepare, due, may_come = self.launcher.prepare, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*arguments: Any) -> Any:
+            due.set()
+            await may_come.wait()
+            return await prepare(*arguments)
+
+        self.launcher.prepare = slowly  # type: ignore[method-assign]
+        return due, may_come
+
     async def chat(self, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/chat/completions", json={**CHAT, **fields}, headers=headers)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from inference_server.config.catalog import Catalog
 from tests.api.server import CHAT, Server, events
@@ -160,6 +161,47 @@ def test_a_list_binds_the_events_and_what_a_reload_tells(tmp_path: Path) -> None
             await server.manager.load("demo")
             await connection.until('"ready"')
             assert {event["model"] for event in events(connection.text)} == {"demo"}
+
+    asyncio.run(scenario())
+
+
+TOKENIZING = (
+    ("/tokenize", {"model": "demo", "prompt": "x"}),
+    ("/detokenize", {"model": "demo", "tokens": [120]}),
+    ("/v1/messages/count_tokens", CHAT),
+    ("/api/v1/messages/count_tokens", CHAT),
+)
+
+
+@pytest.mark.parametrize(("path", "body"), TOKENIZING)
+def test_tokenizing_is_asking_too(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+
+        async def tokenize(who: str) -> httpx.Response:
+            return await server.client.post(path, json=body, headers={"x-api-key": SECRETS[who]})
+
+        statuses = [(await tokenize("alice")).status_code for _ in range(3)]
+        assert statuses == [200, 200, 429]  # her requests a minute
+        assert (await tokenize("root")).status_code == 403
+        assert (await tokenize("lead")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_requests_at_once_count_those_that_tokenize(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = server_of(tmp_path)
+        due, may_come = server.hold_files()
+        body = {"model": "demo", "prompt": "x"}
+        headers = {"x-api-key": SECRETS["carol"]}
+        first = asyncio.create_task(server.client.post("/tokenize", json=body, headers=headers))
+        await due.wait()
+        assert (await server.client.post("/tokenize", json=body, headers=headers)).status_code == 429
+        assert (await ask(server, "carol")).status_code == 429
+        may_come.set()
+        assert (await first).status_code == 200
+        assert (await server.client.post("/tokenize", json=body, headers=headers)).status_code == 200
 
     asyncio.run(scenario())
 

@@ -28,13 +28,11 @@ PUBLIC_PATHS = frozenset(
 )
 
 
-INFERENCE_PATHS = frozenset({"/version", "/openapi.json", "/api/ps", "/tokenize", "/detokenize"})
+TOKENIZING_PATHS = frozenset({"/tokenize", "/detokenize"})
+INFERENCE_PATHS = frozenset({"/version", "/openapi.json", "/api/ps"}) | TOKENIZING_PATHS
 INFERENCE_PREFIXES = ("/v1/", "/api/v1/")
-COSTLY_PATHS = frozenset(  # what a model computes for
-    f"{prefix}{name}"
-    for prefix in INFERENCE_PREFIXES
-    for name in ("chat/completions", "completions", "responses", "messages", "embeddings")
-)
+_ASKING = ("chat/completions", "completions", "responses", "messages", "messages/count_tokens", "embeddings")
+COSTLY_PATHS = TOKENIZING_PATHS | {f"{prefix}{name}" for prefix in INFERENCE_PREFIXES for name in _ASKING}
 _CALLER = "helixflow.caller"  # in the ASGI scope; absent where there are no keys
 
 

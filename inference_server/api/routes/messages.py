@@ -58,11 +58,11 @@ async def count_tokens(request: Request) -> Response:
     """How many tokens the prompt of such a message has; the model is not loaded for it."""
     context = context_of(request)
     body = await read_json(request, _COUNT, context.settings.max_body_bytes)
-    visible_model(request, body.model)
-    async with CancelOnDisconnect(request.receive):
-        tokens = await context.tokenization.encode(
-            body.model, body.prompt(), timeout_of(request, None), with_spellings=False
-        )
+    prompt, timeout_s = body.prompt(), timeout_of(request, None)
+    name = visible_model(request, body.model).name
+    with context.turnstile.admitted(name, caller_of(request.scope)):
+        async with CancelOnDisconnect(request.receive):
+            tokens = await context.tokenization.encode(name, prompt, timeout_s, with_spellings=False)
     answer = msgspec.json.encode({"input_tokens": len(tokens.token_ids)})
     return Response(answer, media_type="application/json")
 
