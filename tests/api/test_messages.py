@@ -118,6 +118,8 @@ def refused(response: httpx.Response) -> tuple[int, str]:
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_request_error"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
         ({"tool_choice": {"type": "tool", "name": "f"}}, 400, "invalid_request_error"),
+        ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "string"}}]}, 400, "invalid_request_error"),
         ({"temperature": 1.5}, 400, "invalid_request_error"),
         ({"frequency_penalty": 1}, 400, "invalid_request_error"),
     ],
@@ -162,6 +164,50 @@ def test_so_are_those_from_before_and_behind_the_route(tmp_path: Path, path: str
         assert await ask(alice, system="x" * 2000) == (413, "request_too_large")
         assert await ask(alice) == (500, "api_error")
         assert await ask(alice, stream=True) == (429, "rate_limit_error")
+
+    asyncio.run(scenario())
+
+
+def test_the_model_is_told_that_a_tool_has_failed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        use = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+        for is_error in (False, True):
+            result = {"type": "tool_result", "tool_use_id": "a", "content": "no file", "is_error": is_error}
+            messages = [
+                *MESSAGES["messages"],  # type: ignore[misc]
+                {"role": "assistant", "content": [use]},
+                {"role": "user", "content": [result]},
+            ]
+            response = await server.client.post("/v1/messages", json={**MESSAGES, "messages": messages})
+            assert response.status_code == 200, response.text
+        went, failed = [bytes(t for t in seen.prompt_token_ids if t < 256) for seen in worker.seen]
+        assert b"no file" in went
+        assert b"Error" not in went
+        assert b"Error: no file" in failed
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format"),
+        ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "image_url": "y"}]}]},
+            "input[0].content[0].image_url",
+        ),
+    ],
+)
+def test_what_a_response_would_ignore_is_refused_by_name(
+    tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
+    async def scenario() -> None:
+        refusal = await Server(tmp_path, demo=spec()).client.post("/v1/responses", json=RESPONSES | fields)
+        assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, param)
 
     asyncio.run(scenario())
 
