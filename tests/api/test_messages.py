@@ -78,6 +78,11 @@ def test_a_streamed_response_has_an_item_for_each_kind_of_content(tmp_path: Path
         final = events[-1]["response"]
         assert (events[-1]["type"], final["status"]) == ("response.completed", "completed")
         assert [item["id"] for item in final["output"]] == [item["id"] for item in done]
+        for usage in (whole["usage"], final["usage"]):
+            assert usage["output_tokens_details"] == {"reasoning_tokens": len("<think>Hm.")}
+        server.worker.reply = b"Well."
+        plain = (await server.client.post("/v1/responses", json=RESPONSES)).json()
+        assert plain["usage"]["output_tokens_details"] == {"reasoning_tokens": 0}
 
     asyncio.run(scenario())
 
