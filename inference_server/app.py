@@ -119,10 +119,11 @@ async def _run(
         load_times=LoadTimes(Path(settings.cache_dir) / LOAD_TIMES_FILE),
     )
     services = build_services(manager, settings, metrics)
-    gate = Gate(configured_keys(settings))
+    gate = Gate(configured_keys(settings, catalog))
 
     def read_all() -> tuple[Catalog, list[Key]]:
-        return read(), configured_keys(settings)
+        models = read()
+        return models, configured_keys(settings, models)
 
     def apply(found: tuple[Catalog, list[Key]]) -> ReloadReport:
         models, keys = found
@@ -325,7 +326,9 @@ def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:
     url = f"{scheme}://{host}:{port}"
     models = manager.snapshot()
     model = next((status.name for status in models if status.spec.preload), models[0].name)
-    key = " -H 'Authorization: Bearer '$HELIXFLOW_API_KEY" if settings.api_key else ""
+    key = (
+        " -H 'Authorization: Bearer '$HELIXFLOW_API_KEY" if settings.api_key or settings.api_key_file else ""
+    )
     question = "What is the capital of France? One sentence."
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
     if settings.log_json:

@@ -39,7 +39,7 @@ class Server(House):
             services=self.services,
             metrics=self.metrics,
             reload=Reloader(self.read_catalog, self.manager.reload).reload,
-            gate=Gate(configured_keys(self.settings)),
+            gate=Gate(configured_keys(self.settings, self.catalog)),
             tracer=NoTracer(),
             clock=clock,
         )

@@ -9,6 +9,7 @@ import pytest
 
 from inference_server.access.keys import digest_of
 from tests.server.running import RunningServer, running_server
+from tests.server.test_faults import until
 
 CONFIG = "models: {talker: {source: 'scripted:?output_tokens=3', preload: true}}\n"
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
@@ -50,6 +51,11 @@ def test_keys_come_and_go_with_a_reload_and_no_key_is_ever_logged(server: Runnin
     assert server.client.post("/models/reload", headers={"x-api-key": BOB}).status_code == 403
     for secret in (ALICE, BOB, "the-admins-own-key"):
         assert secret not in server.log
+
+
+def test_what_a_newcomer_copies_has_a_place_for_a_key(server: RunningServer) -> None:
+    until(lambda: "Stop it with Ctrl-C" in server.log)
+    assert "-H 'Authorization: Bearer '$HELIXFLOW_API_KEY" in server.log
 
 
 def test_a_reload_that_is_refused_leaves_the_keys_as_they_were(server: RunningServer, keys: Path) -> None:
