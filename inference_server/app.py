@@ -152,8 +152,9 @@ async def _run(
         finally:
             await manager.stop()  # before the listener: streams that are left get their error event
             http.should_exit = True
-            await serving
+            await asyncio.wait({serving})
             await fork_server.stop()
+            serving.result()  # raises what has ended the listener, if that was an error
 
 
 async def _live(
