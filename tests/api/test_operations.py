@@ -243,3 +243,24 @@ def test_a_model_that_sleeps_beside_its_gpu_has_its_weights_on_the_host() -> Non
         ("demo", "cuda:0", "kv"): 0,
         ("demo", "cuda:0", "workspace"): 300,
     }
+
+
+def test_a_fault_that_nobody_has_foreseen_is_counted_and_answered_as_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        (await server.warm()).fail_after = (0, ValueError("/secret/path"))  # type: ignore[assignment]
+        failed = await server.chat(headers={"x-request-id": "abc-123"})
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "internal_error")
+        assert failed.headers["x-request-id"] == "abc-123"
+        assert failed.headers["x-helixflow-error"] == "internal_error"
+        labels = {"method": "POST", "endpoint": "/v1/chat/completions"}
+        count = "api_request_duration_seconds_count"
+        assert server.sample(count, **labels, status="500") == 1
+        assert server.sample(count, **labels, status="499") == 0
+        assert server.sample("active_connections") == 0
+
+    run(scenario())
+    assert "secret" in caplog.text
+    assert "abc-123" in caplog.text
