@@ -292,9 +292,13 @@ def _reloading_on_hangup(reloader: Reloader[Any]) -> Iterator[None]:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    takes_both = host == "::" and socket.has_dualstack_ipv6()  # IPv4 clients, too
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        return socket.create_server(
+            (host, settings.port), family=family, backlog=BACKLOG, dualstack_ipv6=takes_both
+        )
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
