@@ -18,13 +18,12 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httptools
-import psutil
 import uvloop
 
 from inference_server.bench.server_process import free_port
@@ -82,10 +81,18 @@ def pin(server: int, cores: list[int]) -> None:
     """The server's own threads on the first core; its children, and this process, on the last."""
     for task in Path(f"/proc/{server}/task").iterdir():
         os.sched_setaffinity(int(task.name), cores[:1])
-    for child in psutil.Process(server).children(recursive=True):
-        for task in Path(f"/proc/{child.pid}/task").iterdir():
+    for child in descendants(server):
+        for task in Path(f"/proc/{child}/task").iterdir():
             os.sched_setaffinity(int(task.name), cores[-1:])
     os.sched_setaffinity(0, cores[-1:])
+
+
+def descendants(process: int) -> Iterator[int]:
+    """Its children, and theirs."""
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in children.read_text(encoding="ascii").split():
+            yield int(child)
+            yield from descendants(int(child))
 
 
 @dataclass
@@ -167,6 +174,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._answered: asyncio.Future[int] | None = None
+        self._is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
@@ -174,6 +182,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Whoever waits for an answer gets none."""
+        self._is_lost = True
         if self._answered is not None and not self._answered.done():
             self._answered.set_result(0)
 
@@ -189,7 +198,10 @@ class Connection(asyncio.Protocol):
     def ask(self) -> asyncio.Future[int]:
         """Send the request; gives the answer's status, 0 for none."""
         self._answered = asyncio.get_running_loop().create_future()
-        self.transport.write(REQUEST)
+        if self._is_lost:
+            self._answered.set_result(0)
+        else:
+            self.transport.write(REQUEST)
         return self._answered
 
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -27,6 +28,7 @@ from starlette.applications import Starlette
 from inference_server import __version__
 from inference_server.access.configured import configured_keys
 from inference_server.access.gate import Gate
+from inference_server.access.keys import Key
 from inference_server.api.application import build_application
 from inference_server.api.connection import ConnectionLimits, GuardedProtocol
 from inference_server.config.catalog import Catalog, ModelSpec
@@ -41,7 +43,7 @@ from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.overheads import OverheadStore
 from inference_server.model_manager.plan import is_scripted
 from inference_server.model_manager.planning import planner_for
-from inference_server.model_manager.reload import Reloader
+from inference_server.model_manager.reload import Reloader, ReloadReport
 from inference_server.telemetry.logs import setup_logging
 from inference_server.telemetry.metrics import Metrics
 from inference_server.tracing.tracer import Tracer, tracer_for
@@ -117,16 +119,19 @@ async def _run(
         load_times=LoadTimes(Path(settings.cache_dir) / LOAD_TIMES_FILE),
     )
     services = build_services(manager, settings, metrics)
-    gate = Gate(configured_keys(settings))
+    gate = Gate(configured_keys(settings, catalog))
 
-    def read_all() -> Catalog:
-        catalog = read()
-        keys = configured_keys(settings)
-        loop.call_soon_threadsafe(gate.replace, keys)  # this runs in a thread
-        return catalog
+    def read_all() -> tuple[Catalog, list[Key]]:
+        models = read()
+        return models, configured_keys(settings, models)
 
-    loop = asyncio.get_running_loop()
-    reloader = Reloader(read_all, manager.reload)
+    def apply(found: tuple[Catalog, list[Key]]) -> ReloadReport:
+        models, keys = found
+        report = manager.reload(models)  # which may refuse; the keys then stay, too
+        gate.replace(keys)
+        return report
+
+    reloader = Reloader(read_all, apply)
     application = build_application(
         settings=settings,
         manager=manager,
@@ -140,14 +145,16 @@ async def _run(
     stop = asyncio.Event()
     with _signals(stop), _reloading_on_hangup(reloader):
         serving = asyncio.create_task(http.serve(sockets=[sock]))
+        serving.add_done_callback(lambda _: stop.set())  # whoever cannot listen any more serves nobody
         try:
             ending_s = min(ENDING_S, settings.shutdown_timeout / 3) + _flush_s(settings, tracer)
             return await _live(settings, sock, manager, services.door, stop, display, ending_s)
         finally:
             await manager.stop()  # before the listener: streams that are left get their error event
             http.should_exit = True
-            await serving
+            await asyncio.wait({serving})
             await fork_server.stop()
+            serving.result()  # raises what has ended the listener, if that was an error
 
 
 async def _live(
@@ -259,7 +266,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reloading_on_hangup(reloader: Reloader) -> Iterator[None]:
+def _reloading_on_hangup(reloader: Reloader[Any]) -> Iterator[None]:
     """SIGHUP re-reads the configuration; one that is wrong is logged, and the old one stays."""
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
@@ -285,9 +292,13 @@ def _reloading_on_hangup(reloader: Reloader) -> Iterator[None]:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    takes_both = host == "::" and socket.has_dualstack_ipv6()  # IPv4 clients, too
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        return socket.create_server(
+            (host, settings.port), family=family, backlog=BACKLOG, dualstack_ipv6=takes_both
+        )
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
@@ -320,7 +331,9 @@ def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:
     url = f"{scheme}://{host}:{port}"
     models = manager.snapshot()
     model = next((status.name for status in models if status.spec.preload), models[0].name)
-    key = " -H 'Authorization: Bearer '$HELIXFLOW_API_KEY" if settings.api_key else ""
+    key = (
+        " -H 'Authorization: Bearer '$HELIXFLOW_API_KEY" if settings.api_key or settings.api_key_file else ""
+    )
     question = "What is the capital of France? One sentence."
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
     if settings.log_json:

@@ -168,7 +168,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kernels, `execution/native/`). `quantization` is none, or with torch bnb-nf4 or bnb-int8, or with native
     int8, int4 or gguf (the blocks of a converted GGUF file), or the scheme in which the checkpoint comes
     quantized; with `unpacks` such weights are turned into plain ones of `dtype`. `kv_cache_tokens` is the
-    number of token positions to reserve KV memory for. `num_threads` 0 leaves the choice to the library.
+    number of token positions to reserve KV memory for. `num_threads` 0: as many as there are cores.
     `scripted` models hold no weights (see `engine/scripted.py`).
     `task` "embed" builds an engine without KV cache (`engine/embedding_engine.py`), whose steps compute at
     most `max_num_batched_tokens` padded tokens of at most `max_num_seqs` inputs.

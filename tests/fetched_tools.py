@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -14,11 +15,15 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 def fetched(script: str, *arguments: str) -> Path:
-    """The folder that a script prints; where it cannot, the test skips (REQUIRE_TEST_TOOLS=1: fails)."""
+    """The folder that a script prints."""
     done = _fetch(script, *arguments)
-    if done.returncode == 0:
-        return Path(done.stdout.splitlines()[-1])
-    reason = f"{script} failed: {done.stderr.strip()[-400:]}"
+    if done.returncode:
+        cannot_be_had(f"{script} failed: {done.stderr.strip()[-400:]}")
+    return Path(done.stdout.splitlines()[-1])
+
+
+def cannot_be_had(reason: str) -> NoReturn:
+    """Skip the test; under REQUIRE_TEST_TOOLS=1 it fails."""
     if os.environ.get("REQUIRE_TEST_TOOLS") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -7,7 +7,7 @@ keys:
     requests_per_minute: 60
     tokens_per_minute: 100000 # prompt and answer
     max_concurrency: 8        # requests at once
-    models: [small, large]    # default: all
+    models: [small, large]    # names or aliases; default: all
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from inference_server.access.gate import Gate
 from inference_server.api.context import ApiContext, Reload
 from inference_server.api.disconnect import ClientDisconnected
-from inference_server.api.errors import envelope, error_response
+from inference_server.api.errors import error_response, refusal
 from inference_server.api.middleware.access import AccessMiddleware
 from inference_server.api.middleware.compression import CompressionMiddleware
 from inference_server.api.middleware.observation import ObservationMiddleware
@@ -36,6 +36,7 @@ from inference_server.api.routes.chat import chat_completions
 from inference_server.api.routes.completions import completions
 from inference_server.api.routes.embeddings import embeddings
 from inference_server.api.routes.responses import responses
+from inference_server.api.turnstile import Turnstile
 from inference_server.config.settings import Settings
 from inference_server.errors import HelixFlowError
 from inference_server.generation.services import Services
@@ -93,7 +94,6 @@ def build_application(
             HTTPException: _http_error,
             ClientDisconnected: _nobody_there,
             ClientDisconnect: _nobody_there,  # while its body was being read
-            Exception: _unknown_error,
         },
     )
     application.router.redirect_slashes = False
@@ -104,6 +104,7 @@ def build_application(
         service=services.text,
         embeddings=services.embeddings,
         tokenization=services.tokenization,
+        turnstile=Turnstile(services.door, clock=clock),
         metrics=metrics,
         reload=reload,
         picker_page=EndpointPickerPage(measure, clock=clock, wall_clock=time.time),
@@ -159,26 +160,18 @@ def _model_routes(prefix: str) -> list[Route]:
 async def _known_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HelixFlowError):
         raise error
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    words, code = _ROUTING_ERRORS.get(error.status_code, (error.detail, None))
+    words, code = _ROUTING_ERRORS.get(error.status_code, (error.detail, "invalid_value"))
     message = f"{words}: {request.method} {request.scope['path'][:200]}"
-    body = envelope(message, "invalid_request_error", None, code)
-    return Response(body, error.status_code, error.headers, media_type="application/json")
+    kind = "invalid_request_error"
+    return refusal(request.scope, error.status_code, kind, message, code, headers=error.headers)
 
 
 async def _nobody_there(request: Request, error: Exception) -> Response:
     """The client has left; whatever is sent goes nowhere."""
     return Response(status_code=499)
-
-
-async def _unknown_error(request: Request, error: Exception) -> Response:
-    """Starlette logs the exception after this answer."""
-    body = envelope(
-        "an internal error happened; the server's log has it", "server_error", None, "internal_error"
-    )
-    return Response(body, 500, media_type="application/json")

@@ -16,7 +16,7 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from inference_server.api.errors import envelope
+from inference_server.api.errors import CODE_HEADER, envelope
 
 MAX_PIPELINED = 16  # requests that wait for their turn on one connection
 
@@ -249,13 +249,14 @@ class GuardedProtocol(HttpToolsProtocol):
             refused.message_event.set()
         if not self.transport.is_closing():
             if says:
-                self.transport.write(_refusal(status, envelope(message, "invalid_request_error", None, code)))
+                self.transport.write(_refusal(status, message, code))
             self.transport.close()
 
 
-def _refusal(status: HTTPStatus, body: bytes) -> bytes:
+def _refusal(status: HTTPStatus, message: str, code: str) -> bytes:
+    body = envelope(message, "invalid_request_error", None, code)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        f"{CODE_HEADER}: {code}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     return head.encode("ascii") + body

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from inference_server.api.keep_alive import lent_keep_alive, parse_keep_alive
-from inference_server.api.middleware.access import may_administer
+from inference_server.api.middleware.access import caller_of, may_administer, may_see
 from inference_server.api.schemas.answers import Frame
+from inference_server.api.turnstile import Turnstile
 from inference_server.config.settings import Settings
 from inference_server.errors import InvalidRequest
 from inference_server.generation.door import Door
@@ -21,6 +22,7 @@ from inference_server.generation.service import Generation, GenerationService
 from inference_server.generation.tokenization import Tokenization
 from inference_server.model_manager.manager import ModelManager
 from inference_server.model_manager.reload import ReloadReport
+from inference_server.model_manager.status import ModelStatus
 from inference_server.profiling.capture import Profiler
 from inference_server.telemetry.endpoint_picker import EndpointPickerPage
 from inference_server.telemetry.metrics import Metrics
@@ -42,15 +44,12 @@ class ApiContext:
     service: GenerationService
     embeddings: EmbeddingService
     tokenization: Tokenization
+    turnstile: Turnstile
     metrics: Metrics
     reload: Reload
     picker_page: EndpointPickerPage
     profiler: Profiler
     created: int
-
-    def resolve(self, model: str) -> str:
-        """The configured name behind a name or alias. Raises UnknownModel."""
-        return self.manager.catalog.resolve(model).name
 
 
 def context_of(request: Request) -> ApiContext:
@@ -59,6 +58,16 @@ def context_of(request: Request) -> ApiContext:
     if not isinstance(context, ApiContext):
         raise TypeError("the application has no context")
     return context
+
+
+def visible_model(request: Request, model: str) -> ModelStatus:
+    """A model by name or alias. Raises UnknownModel: there is none that this caller may see."""
+    return context_of(request).door.status(model, caller_of(request.scope))
+
+
+def visible_models(request: Request) -> list[ModelStatus]:
+    """All models that this caller may see."""
+    return [s for s in context_of(request).manager.snapshot() if may_see(request.scope, s.name)]
 
 
 def new_id(prefix: str) -> str:
@@ -96,9 +105,9 @@ def keep_alive_of(request: Request, field: float | str | None, model: str) -> fl
 
     Raises:
         InvalidRequest: `field` is no duration.
-        UnknownModel: no such model.
+        UnknownModel: no such model that the caller may ask.
     """
     wanted_s = parse_keep_alive(field)
     if wanted_s is None or may_administer(request.scope):
         return wanted_s
-    return lent_keep_alive(wanted_s, context_of(request).manager.status(model).spec.keep_alive_s)
+    return lent_keep_alive(wanted_s, visible_model(request, model).spec.keep_alive_s)

@@ -8,6 +8,7 @@ from inference_server.model_manager.states import ModelState
 from inference_server.model_manager.status import DeviceUsage, ModelStatus
 from inference_server.telemetry.endpoint_picker import ReplicaLoad
 
+RESIDENT = frozenset({ModelState.READY, ModelState.SLEEPING})
 COMING = frozenset({ModelState.FETCHING, ModelState.LOADING})
 ABSENT = frozenset({ModelState.UNLOADED, ModelState.FAILED})
 
@@ -21,7 +22,7 @@ def replica_load(
         num_running=running,
         num_waiting=max(0, num_in_progress - running),
         kv_cache_usage=_kv_cache_usage(statuses),
-        resident=_names(statuses, lambda status: status.state is ModelState.READY),
+        resident=_names(statuses, lambda status: status.state in RESIDENT),
         coming=_names(statuses, lambda status: status.state in COMING),
         num_more=_num_more(statuses, usage),
     )

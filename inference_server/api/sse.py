@@ -58,8 +58,10 @@ class EventWriter:
         self._status = None
 
     async def write(self, events: bytes) -> None:
-        """Send whole events, after the headers if they are not out yet. Waits for a slow reader."""
+        """Send whole events, if any, after the headers if they are not out yet. Waits for a slow reader."""
         self._status = None
+        if not events:
+            return  # nothing goes out: a comment may be due all the same
         if self._beat is not None:
             await self._beat
         await self._write(events)
@@ -69,6 +71,8 @@ class EventWriter:
         self._timer.cancel()
         if self._beat is not None:
             await self._beat
+        if not self.is_started:
+            await self._write(b"")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,11 +51,14 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write one JSON file, whole or not at all."""
+    """Write one JSON file, whole or not at all; threads, processes and machines may write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_bytes(msgspec.json.encode(value))
-    staging.replace(path)
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        staging.write_bytes(msgspec.json.encode(value))
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:

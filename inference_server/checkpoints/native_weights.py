@@ -24,8 +24,6 @@ BYTES_PER_PANEL_INPUT: Mapping[int, int] = {
     BITS_4: PANEL // 2 + 4 * PANEL // GROUP,
 }
 FORMAT_OF_BITS: Mapping[int, int] = {8: BITS_8, 4: BITS_4}
-NATIVE_QUANTIZATIONS = ("none", "int8", "int4", "gguf")
-NATIVE_DTYPES = ("float32", "bfloat16")
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

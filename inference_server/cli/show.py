@@ -29,8 +29,8 @@ from inference_server.errors import FetchFailed
 DESCRIPTION = """\
 Show one model: its entry with the places where values were set, the files that the cache keeps for it, what
 its own files say (architecture, parameters, limits, chat template), and its state on a running server."""
-ENTRY_KEYS = (
-    "source", "revision", "aliases", "task", "device", "dtype", "quantization", "kernels", "max_model_len",
+ENTRY_KEYS = (  # shown whether they are set or not
+    "source", "aliases", "task", "device", "dtype", "quantization", "kernels", "max_model_len",
     "kv_cache", "keep_alive", "preload", "pinned", "speculation",
 )  # fmt: skip
 Section = Mapping[str, str]
@@ -74,11 +74,11 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
 def _entry(spec: ModelSpec, origins: Mapping[str, str]) -> Section:
     """What is set, and what matters though it is not."""
-    values = {key: model_value(spec, key) for key in ENTRY_KEYS if key in origins or key != "revision"}
+    values = {key: model_value(spec, key) for key in dict.fromkeys((*ENTRY_KEYS, *origins))}
     return {
         key: f"{value}  ({_place(origins[key])})" if key in origins else value
         for key, value in values.items()
-        if value != "None" or key in origins
+        if key in origins or value != "None"
     }
 
 

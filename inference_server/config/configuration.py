@@ -135,6 +135,24 @@ def _check_files(resolved: ResolvedSettings, folder: Path) -> None:
         value = getattr(resolved.settings, name)
         if value is not None and not (folder / value).is_file():
             raise ConfigError(f"{resolved.origins[name]}: no such file: {value}", param=name)
+    if resolved.settings.ssl_certfile is not None:
+        _check_certificate(resolved, folder)
+
+
+def _check_certificate(resolved: ResolvedSettings, folder: Path) -> None:
+    import ssl  # tens of milliseconds, which most commands need not spend
+
+    certificate = folder / str(resolved.settings.ssl_certfile)
+    key = folder / str(resolved.settings.ssl_keyfile)
+    try:
+        # With an empty password, or OpenSSL would ask the terminal for that of an encrypted key.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise ConfigError(
+            f"{resolved.origins['ssl_certfile']}: {certificate.name} and {key.name} are not a certificate "
+            f"chain and its private key, in PEM and unencrypted: {error.strerror}",
+            param="ssl_certfile",
+        ) from None
 
 
 # ---------------------------------------------------------------- applying

@@ -62,7 +62,7 @@ def boolean() -> Kind:
     return Kind(parse, {"type": "boolean"}, "BOOL")
 
 
-def integer(minimum: int, maximum: int, metavar: str = "N") -> Kind:
+def integer(minimum: int, maximum: int) -> Kind:
     """A whole number in a range."""
 
     def parse(value: object) -> int:
@@ -73,7 +73,7 @@ def integer(minimum: int, maximum: int, metavar: str = "N") -> Kind:
             raise ValueError(f"expected a whole number from {minimum} to {maximum}, got {shown(value)}")
         return number
 
-    return Kind(parse, {"type": "integer", "minimum": minimum, "maximum": maximum}, metavar)
+    return Kind(parse, {"type": "integer", "minimum": minimum, "maximum": maximum}, "N")
 
 
 def number(minimum: float, maximum: float, *, above: bool = False) -> Kind:
@@ -92,15 +92,12 @@ def number(minimum: float, maximum: float, *, above: bool = False) -> Kind:
     return Kind(parse, {"type": "number", lower: minimum, "maximum": maximum}, "X")
 
 
-def choice(*names: str, later: Iterable[str] = ()) -> Kind:
-    """One of a few words. Those in `later` are known, and refused as not supported yet."""
-    planned = frozenset(later)
+def choice(*names: str) -> Kind:
+    """One of a few words."""
 
     def parse(value: object) -> str:
         if isinstance(value, str) and value in names:
             return value
-        if isinstance(value, str) and value in planned:
-            raise ValueError(f"`{value}` is not supported yet; use one of: {', '.join(names)}")
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
         raise ValueError(f"expected one of {', '.join(names)}, got {shown(value)}{hint}")
 

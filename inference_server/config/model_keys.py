@@ -78,7 +78,7 @@ SAMPLING_KEYS = table(
     ),
     Key("top_k", kinds.integer(0, MAX_TOKENS), "sample among this many most likely tokens; 0: all"),
     Key("min_p", kinds.number(0, 1), "drop tokens below this share of the most likely one's probability"),
-    Key("repetition_penalty", kinds.number(0, 10, above=True), "above 1 discourages any token seen before"),
+    Key("repetition_penalty", kinds.number(0, 2, above=True), "above 1 discourages any token seen before"),
     Key("presence_penalty", kinds.number(-2, 2), "above 0 discourages tokens already generated"),
     Key(
         "frequency_penalty",
@@ -157,5 +157,5 @@ MODEL_KEYS = table(
 )
 MEMORY_KEYS = table(
     Key("gpu", _BUDGET, "share or bytes of each GPU for models; default 90%"),
-    Key("host", _BUDGET, "share or bytes of main memory for models on the CPU; default: what is free"),
+    Key("host", _BUDGET, "share or bytes of main memory for models on the CPU; default: 80% of what is free"),
 )

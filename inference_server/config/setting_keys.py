@@ -28,6 +28,7 @@ ON_THE_COMMAND_LINE = "is for the command line and the environment only"
 _BOOL = kinds.boolean()
 _FILE = kinds.text("FILE")
 _ADDRESS = kinds.text("ADDRESS", r"[A-Za-z0-9.:_\[\]-]+", "an address or host name")
+_KEY = kinds.text("KEY", r"[!-~]+", "printable characters without blanks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +51,17 @@ def flag_name(name: str) -> str:
 
 
 _LISTENING = (
-    Key(
-        "host",
-        kinds.text("ADDRESS", r"[A-Za-z0-9.:_\[\]-]+", "an address or host name"),
-        "address to listen on",
-    ),
+    Key("host", _ADDRESS, "address to listen on"),
     Key("port", kinds.integer(0, 65535), "port to listen on; 0: any free one, which is printed"),
     Key(
         "api_key",
-        kinds.text("KEY", r"[!-~]+", "printable characters without blanks"),
+        _KEY,
         "key that clients must send; safer in HELIXFLOW_API_KEY than on the command line",
         secret=True,
     ),
     Key(
         "inference_api_key",
-        kinds.text("KEY", r"[!-~]+", "printable characters without blanks"),
+        _KEY,
         "a second key that may ask models, but not load, unload or reload them",
         secret=True,
     ),
@@ -77,10 +74,6 @@ _LISTENING = (
         kinds.text("PATH", r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+", "a path such as /llm"),
         "path prefix that a proxy in front strips",
     ),
-)
-_CHOSEN = (
-    Key("config", _FILE, "models.yaml to read; default: ./models.yaml, if there is one"),
-    Key("model", kinds.text("MODEL"), "a configured name, or a source such as org/name or ./folder"),
 )
 _MODEL = (
     Key("max_model_len", MODEL_LEN, "longest prompt plus answer, in tokens"),
@@ -110,7 +103,9 @@ _BATCHING = (
         kinds.number(0, 1000),
         "a long prompt may make a step this many times as long for running streams; 0: without limit",
     ),
-    Key("num_threads", kinds.integer(0, 4096), "CPU threads of each model worker; 0: the library's choice"),
+    Key(
+        "num_threads", kinds.integer(0, 4096), "CPU threads of each model worker; 0: as many as it has cores"
+    ),
 )
 _MEMORY = (
     (

@@ -227,16 +227,16 @@ def _check_access(settings: Settings, origins: Mapping[str, str], problems: Prob
         )
     if settings.inference_api_key is not None and settings.inference_api_key == settings.api_key:
         problems.add(origins["inference_api_key"], "is the same as the API key; give it another value")
-    if settings.inference_api_key is not None and settings.api_key is None:
+    is_open = settings.api_key is None and settings.api_key_file is None
+    if settings.inference_api_key is not None and is_open:
         problems.add(
             origins["inference_api_key"],
             "inference_api_key is of no use alone: without an API key everybody may do everything; "
-            "set HELIXFLOW_API_KEY too",
+            "set HELIXFLOW_API_KEY or --api-key-file too",
         )
-    has_keys = settings.api_key is not None or settings.api_key_file is not None
     if settings.api_key_file is not None and settings.insecure_no_auth:
         problems.add(origins["insecure_no_auth"], "contradicts api_key_file; remove one of the two")
-    if not has_keys and not settings.insecure_no_auth and not is_loopback(settings.host):
+    if is_open and not settings.insecure_no_auth and not is_loopback(settings.host):
         problems.add(
             origins["host"],
             f"refusing to listen on {settings.host} without an API key, where other machines can reach it; "

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from inference_server.engine.contract import Sleeper, Sleepless
+from inference_server.engine.cores import usable_cores
 from inference_server.engine.device_sleeper import DeviceSleeper
 from inference_server.engine.grammars import Grammars
 from inference_server.engine.native import build_native_engine
@@ -41,8 +42,7 @@ def build_text_engine(spec: EngineSpec, on_progress: ProgressCallback) -> tuple[
     """
     if spec.kernels == "native":
         return build_native_engine(spec, on_progress)
-    if spec.num_threads:
-        torch.set_num_threads(spec.num_threads)
+    torch.set_num_threads(spec.num_threads or min(torch.get_num_threads(), usable_cores()))
     register()
     on_progress("load", None)
     try:

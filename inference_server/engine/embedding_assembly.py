@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from inference_server.checkpoints.sentence import read_sentence_config
+from inference_server.engine.cores import usable_cores
 from inference_server.engine.embedding_engine import EmbeddingEngine
 from inference_server.engine.process_memory import resident_bytes
 from inference_server.engine.text_engine import EngineFacts
@@ -35,7 +35,7 @@ def build_embedding_engine(
         ModelLoadFailed: the model cannot be loaded or served.
         InsufficientMemory: the device ran out of memory.
     """
-    torch.set_num_threads(spec.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(spec.num_threads or usable_cores())
     on_progress("load", None)
     folder = Path(spec.folder)
     sentence = read_sentence_config(folder)

@@ -6,7 +6,6 @@ Whether they can compute it was decided when the load was planned (`checkpoints/
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from inference_server.checkpoints.facts import model_facts
 from inference_server.checkpoints.inspection import inspect_folder
 from inference_server.engine.contract import Sleepless
+from inference_server.engine.cores import usable_cores
 from inference_server.engine.grammars import Grammars
 from inference_server.engine.native_sleeper import NativeSleeper, native_memory
 from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
@@ -45,7 +45,7 @@ def build_native_engine(
     folder, dtype = Path(spec.folder), DTYPES[spec.dtype]
     inspect_folder(folder, allow_pickle=False, trust_remote_code=False)
     on_progress("load", None)
-    num_threads = spec.num_threads or len(os.sched_getaffinity(0))
+    num_threads = spec.num_threads or usable_cores()
     # Torch only chooses tokens here; threads of its own would spin on the cores that the kernels need.
     torch.set_num_threads(1)
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()

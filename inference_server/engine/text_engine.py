@@ -55,11 +55,12 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailure:
-    """One request that a step could not serve."""
+    """One request that a step could not serve. `param`: the field at fault, if one is."""
 
     request_id: str
     code: str
     message: str
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,7 @@ class TextEngine:
             try:
                 self._scheduler.add(request, compiled.result())
             except HelixFlowError as error:
-                refused.append(RequestFailure(request.request_id, error.code, error.message))
+                refused.append(RequestFailure(request.request_id, error.code, error.message, error.param))
             except Exception:
                 logger.exception("a grammar's compilation broke")
                 text = "the grammar's compiler failed; the server's log has the details"

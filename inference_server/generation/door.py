@@ -54,6 +54,7 @@ class Door:
         self._metrics = metrics
         self._clock = clock
         self._max_timeout_s = settings.request_timeout
+        self._shutdown_timeout_s = settings.shutdown_timeout
         self._admission = Admission(
             QueueLimits(
                 max_running=settings.max_num_seqs,
@@ -64,7 +65,7 @@ class Door:
             )
         )
         self.draining = asyncio.Event()  # set when new requests are refused
-        self._is_leaving = False
+        self._leaving_since_s: float | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -85,15 +86,23 @@ class Door:
     @property
     def is_leaving(self) -> bool:
         """Whether new requests had better go to another server. A draining one is leaving."""
-        return self._is_leaving
+        return self._leaving_since_s is not None
+
+    @property
+    def shutdown_left_s(self) -> float:
+        """Seconds until the server must have ended, below 0 after that; before it leaves, all it will get."""
+        if self._leaving_since_s is None:
+            return self._shutdown_timeout_s
+        return self._leaving_since_s + self._shutdown_timeout_s - self._clock()
 
     def announce_leaving(self) -> None:
         """The server will stop soon; what comes before `shut_down` is still served."""
-        self._is_leaving = True
+        if self._leaving_since_s is None:
+            self._leaving_since_s = self._clock()
 
     def shut_down(self) -> None:
         """Refuse new requests from now on."""
-        self._is_leaving = True
+        self.announce_leaving()
         self.draining.set()
 
     async def emptied(self, timeout_s: float) -> bool:
@@ -115,10 +124,14 @@ class Door:
         Raises:
             UnknownModel: there is none, or none that this caller may ask.
         """
-        status = self._manager.status(model)
-        if caller is not None and not caller.key.may_ask(status.name):
-            raise UnknownModel(f"The model {shown(model)} is none that this key may ask", param="model")
-        return status
+        if caller is None or caller.key.models is None:
+            return self._manager.status(model)
+        with suppress(UnknownModel):
+            status = self._manager.status(model)
+            if caller.key.may_ask(status.name):
+                return status
+        # The same words for both, and no suggestion: it could name a model that the caller is not to see.
+        raise UnknownModel(f"The model {shown(model)} does not exist", param="model")
 
     @asynccontextmanager
     async def admitted(

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import msgspec
 
 from inference_server.config.catalog import Catalog, ModelSpec, SamplingDefaults
 from inference_server.errors import ConfigError
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -62,14 +64,14 @@ def _loaded_part(spec: ModelSpec) -> ModelSpec:
     )
 
 
-class Reloader:
+class Reloader(Generic[T]):
     """Re-reads the configuration and applies it, one reload at a time.
 
-    `read` gives the catalog as the files, environment and flags say now, in a thread; `apply` is
-    `ModelManager.reload`.
+    `read` gives what the files, environment and flags say now, in a thread; `apply` takes all of it or, with
+    a ConfigError, nothing.
     """
 
-    def __init__(self, read: Callable[[], Catalog], apply: Callable[[Catalog], ReloadReport]) -> None:
+    def __init__(self, read: Callable[[], T], apply: Callable[[T], ReloadReport]) -> None:
         self._read = read
         self._apply = apply
         self._turn = asyncio.Lock()

@@ -51,7 +51,8 @@ class Profiler:
     async def captured(self, model: str, kind: ProfileKind, seconds: float) -> AsyncIterator[Profile]:
         """Profile a model (by name or alias) for `seconds`; the file is there for the length of the block.
 
-        Requests go on meanwhile. Leaving early ends it.
+        Requests go on meanwhile. Leaving early ends py-spy's; a worker whose torch records goes on for
+        `seconds`, and another profile is refused meanwhile.
 
         Raises:
             UnknownModel: no such model.

@@ -1,8 +1,9 @@
 """The page that an endpoint picker (Kubernetes Gateway API Inference Extension) scrapes every 50 ms.
 
-Four process-wide series under vLLM's names. Models in memory stand as running adapters and those on their way
-as waiting ones, so that an unmodified picker prefers the replica that already holds a request's model.
-`max_lora` above the number of both says that a further model fits without an eviction. Knows no HTTP.
+Four process-wide series under vLLM's names. Models that are held or on their way stand as running adapters,
+so that an unmodified picker prefers the replica that has a request's model, or will have it, to one that
+would have to load it; those on their way stand as waiting ones too. `max_lora` above the number of both says
+that a further model fits without an eviction. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+NO_MODEL = "-"  # no model can have this name. A picker keeps its last lists when both come empty
 MAX_AGE_S = 0.05  # the picker's own period; however many scrape, the page is made once in it
 
 
@@ -18,7 +20,8 @@ MAX_AGE_S = 0.05  # the picker's own period; however many scrape, the page is ma
 class ReplicaLoad:
     """What the picker decides by. Names are those that clients use, aliases included.
 
-    `kv_cache_usage` is 0..1 over all models in memory; `num_more` names could be served without an eviction.
+    `resident` models are in memory, awake or asleep; `coming` ones are on their way. `kv_cache_usage` is 0..1
+    over all models in memory; `num_more` names could be served without an eviction.
     """
 
     num_running: int
@@ -31,8 +34,9 @@ class ReplicaLoad:
 
 def render(load: ReplicaLoad, unix_time_s: float) -> bytes:
     """The page. The adapters' series has the time as its value: the picker takes the newest."""
-    names = f'running_lora_adapters="{_names(load.resident)}",waiting_lora_adapters="{_names(load.coming)}"'
-    max_lora = len(load.resident) + len(load.coming) + load.num_more
+    held, coming = (*load.resident, *load.coming) or (NO_MODEL,), load.coming
+    names = f'running_lora_adapters="{_names(held)}",waiting_lora_adapters="{_names(coming)}"'
+    max_lora = len(held) + len(coming) + load.num_more
     return (
         "# TYPE vllm:num_requests_running gauge\n"
         f"vllm:num_requests_running {load.num_running}\n"

@@ -28,6 +28,10 @@ class ServerMetrics:
         self.draining = families.gauge(
             "helixflow_draining", "1 while the server refuses new requests and finishes those it has, else 0"
         )
+        self.shutdown_left = families.gauge(
+            "helixflow_shutdown_left_seconds",
+            "What is left of shutdown_timeout; below 0 when the server should have ended",
+        )
         build = families.gauge("helixflow_build_info", "1; the version stands in the label", "version")
         build.labels(__version__).set(1)
         families.include(

@@ -40,9 +40,9 @@ _ERRORS: dict[str, type[errors.HelixFlowError]] = {
 }
 
 
-def error_from_wire(code: str, message: str) -> errors.HelixFlowError:
+def error_from_wire(code: str, message: str, param: str | None = None) -> errors.HelixFlowError:
     """The exception that a child's code stands for; unknown codes become `InternalError`."""
-    return _ERRORS.get(code, errors.InternalError)(message)
+    return _ERRORS.get(code, errors.InternalError)(message, param=param)
 
 
 class Worker(Protocol):
@@ -247,8 +247,8 @@ class WorkerHandle:
                     self.stats = stats
                 if busy_seconds > self._hang_timeout_s:
                     self._kill(f"hung in one step for {busy_seconds:.0f} s and was killed")
-            case protocol.RequestFailed(request_id=request_id, code=code, message=text):
-                self._deliver(request_id, error_from_wire(code, text))
+            case protocol.RequestFailed(request_id=request_id, code=code, message=text, param=param):
+                self._deliver(request_id, error_from_wire(code, text, param))
             case protocol.Asleep() | protocol.Awake():
                 self._changed(None)
             case protocol.Unchanged(code=code, message=text):

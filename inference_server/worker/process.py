@@ -218,7 +218,10 @@ def _serve(channel: ChildChannel, activity: Activity, engine: Engine, profiling:
             for failure in outcome.failures:
                 channel.send(
                     protocol.RequestFailed(
-                        request_id=failure.request_id, code=failure.code, message=failure.message
+                        request_id=failure.request_id,
+                        code=failure.code,
+                        message=failure.message,
+                        param=failure.param,
                     )
                 )
             channel.send(
@@ -249,7 +252,10 @@ def _apply(channel: ChildChannel, activity: Activity, engine: Engine, message: p
         except errors.HelixFlowError as error:
             channel.send(
                 protocol.RequestFailed(
-                    request_id=message.request.request_id, code=error.code, message=error.message
+                    request_id=message.request.request_id,
+                    code=error.code,
+                    message=error.message,
+                    param=error.param,
                 )
             )
     elif isinstance(message, protocol.Abort):

@@ -162,11 +162,12 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 
 class RequestFailed(Message, frozen=True, kw_only=True):
-    """One request ended with an error; the worker lives on."""
+    """One request ended with an error; the worker lives on. `param`: the field at fault, if one is."""
 
     request_id: str
     code: str
     message: str
+    param: str | None = None
 
 
 class Failed(Message, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from scripts.dashboards.variables import ENDED, FAILED, MODEL, MODEL_NAME, RATE,
 
 BUDGET = 0.001  # the share of requests that may fail
 RATIO = "job:helixflow_request_errors:ratio_rate"
+RETENTION = "A Prometheus that keeps less shows what it keeps."
+UNCOUNTED = "Requests that reach no server spend none: nobody counts them."
 SOON_S = 2.5  # a bound of the histogram
 FAULTS = "worker_died|internal_error|model_load_failed|model_loading|insufficient_memory|deadline_exceeded"
 AT_FAULT = narrowed(MODEL, f'reason=~"{FAULTS}"')
@@ -57,7 +59,7 @@ def _promise() -> list[Panel]:
         ),
         number(
             "Availability, 30 days",
-            "Worst job.",
+            f"Worst job. {RETENTION}",
             "percentunit",
             f"1 - max({RATIO}30d{SERVER})",
             decimals=3,
@@ -65,7 +67,7 @@ def _promise() -> list[Panel]:
         ),
         number(
             "Error budget left",
-            "Of 30 days. Below zero: no risky change until it has recovered.",
+            f"Of 30 days. Below zero: no risky change until it has recovered. {UNCOUNTED}",
             "percentunit",
             budget,
             thresholds=steps((None, "red"), (0, "orange"), (0.25, "green")),
@@ -103,7 +105,7 @@ def _budget() -> list[Panel]:
         ),
         lines(
             "Error budget over time",
-            "Of the last 30 days, as it was at each moment.",
+            f"Of the last 30 days, as it was at each moment. {RETENTION}",
             "percentunit",
             Query(f"1 - max by (job) ({RATIO}30d{SERVER}) / {BUDGET}", "{{job}}"),
             width=12,

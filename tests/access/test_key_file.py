@@ -10,10 +10,12 @@ from inference_server.access.configured import configured_keys
 from inference_server.access.gate import Gate
 from inference_server.access.key_file import read_key_file
 from inference_server.access.keys import Key, digest_of
+from inference_server.config.catalog import Catalog, ModelSpec
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
 
 SECRET = "sk-0123456789abcdef"
+NONE = Catalog(models={})
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -63,17 +65,31 @@ def test_what_is_wrong_is_said_without_showing_a_key(tmp_path: Path, text: str, 
 def test_keys_of_the_settings_and_of_the_file_must_differ(tmp_path: Path) -> None:
     path = write(tmp_path, f"keys: [{{name: a, key: {SECRET}}}]")
     both = Settings(api_key="main-key", inference_api_key="second", api_key_file=str(path))
-    assert [key.name for key in configured_keys(both)] == ["api_key", "inference_api_key", "a"]
+    assert [key.name for key in configured_keys(both, NONE)] == ["api_key", "inference_api_key", "a"]
     with pytest.raises(ConfigError, match="settings have, too"):
-        configured_keys(Settings(api_key=SECRET, api_key_file=str(path)))
+        configured_keys(Settings(api_key=SECRET, api_key_file=str(path)), NONE)
     with pytest.raises(ConfigError, match="another name"):
         configured_keys(
             Settings(
                 api_key="x", api_key_file=str(write(tmp_path, f"keys: [{{name: api_key, key: {SECRET}}}]"))
-            )
+            ),
+            NONE,
         )
     with pytest.raises(ConfigError, match="cannot be read"):
-        configured_keys(Settings(api_key_file=str(tmp_path / "absent")))
+        configured_keys(Settings(api_key_file=str(tmp_path / "absent")), NONE)
+
+
+def test_a_list_of_models_may_have_aliases_and_what_is_no_model_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = ModelSpec(name="small", source="scripted", aliases=("gpt-4",))
+    large = ModelSpec(name="large", source="scripted")
+    text = f"keys: [{{name: a, key: {SECRET}, models: [gpt-4, larje]}}, {{name: b, key: {SECRET}2}}]"
+    settings = Settings(api_key_file=str(write(tmp_path, text)))
+    alice, bob = configured_keys(settings, Catalog(models={"small": small, "large": large}))
+    assert (alice.may_ask("small"), alice.may_ask("large"), bob.may_ask("large")) == (True, False, True)
+    assert "the key a lists models that are not configured: larje" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_a_key_that_stays_keeps_what_it_has_used(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Server(House):
             services=self.services,
             metrics=self.metrics,
             reload=Reloader(self.read_catalog, self.manager.reload).reload,
-            gate=Gate(configured_keys(self.settings)),
+            gate=Gate(configured_keys(self.settings, self.catalog)),
             tracer=NoTracer(),
             clock=clock,
         )
@@ -49,6 +49,18 @@ class Server(House):
     def read_catalog(self) -> Catalog:
         """What a reload finds; a test may put another one here."""
         return self.catalog
+
+    def hold_files(self) -> tuple[asyncio.Event, asyncio.Event]:
+        """Models' files come only once the second event is set; the first says that they are waited for."""
+        prepare, due, may_come = self.launcher.prepare, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*arguments: Any) -> Any:
+            due.set()
+            await may_come.wait()
+            return await prepare(*arguments)
+
+        self.launcher.prepare = slowly  # type: ignore[method-assign]
+        return due, may_come
 
     async def chat(self, *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/chat/completions", json={**CHAT, **fields}, headers=headers)

@@ -90,9 +90,11 @@ def test_loopback_is_told_from_other_addresses() -> None:
 def test_unknown_routes_and_methods_get_the_envelope(server: RunningServer) -> None:
     missing = server.client.get("/v1/nothing")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert missing.headers["x-helixflow-error"] == "not_found"
     wrong = server.client.get("/v1/chat/completions")
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
+    assert wrong.headers["x-helixflow-error"] == "method_not_allowed"
     assert wrong.json()["error"]["type"] == "invalid_request_error"
 
 

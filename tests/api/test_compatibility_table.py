@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from inference_server import errors
+from inference_server.api.errors import STATUS
 from inference_server.api.schemas.anthropic import MessagesRequest
 from inference_server.api.schemas.chat import ChatRequest, Message
 from inference_server.api.schemas.completions import CompletionRequest
@@ -53,6 +55,14 @@ def test_every_field_of_a_message_is_in_its_table() -> None:
     table = TEXT.split("\nMessages:\n", 1)[1].split("\n## ", 1)[0]
     told = {name for names, _ in _ROW.findall(table) for name in _NAME.findall(names)}
     assert told == set(Message.__struct_encode_fields__)
+
+
+def test_every_code_of_an_error_stands_beside_its_status() -> None:
+    table = TEXT.split("\n## Errors\n", 1)[1].split("\nThe key travels", 1)[0]
+    told = {status: line for line in table.splitlines() for status in re.findall(r"\b[45]\d\d\b", line[:12])}
+    bases = {errors.HelixFlowError, errors.OverLimit, errors.Denied, errors.Unavailable, errors.ConfigError}
+    for error, (status, _) in STATUS.items():
+        assert error in bases or f"`{error.code}`" in told[str(status)], error
 
 
 MESSAGES = [{"role": "user", "content": "hi"}]

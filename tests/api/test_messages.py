@@ -78,6 +78,11 @@ def test_a_streamed_response_has_an_item_for_each_kind_of_content(tmp_path: Path
         final = events[-1]["response"]
         assert (events[-1]["type"], final["status"]) == ("response.completed", "completed")
         assert [item["id"] for item in final["output"]] == [item["id"] for item in done]
+        for usage in (whole["usage"], final["usage"]):
+            assert usage["output_tokens_details"] == {"reasoning_tokens": len("<think>Hm.")}
+        server.worker.reply = b"Well."
+        plain = (await server.client.post("/v1/responses", json=RESPONSES)).json()
+        assert plain["usage"]["output_tokens_details"] == {"reasoning_tokens": 0}
 
     asyncio.run(scenario())
 
@@ -97,29 +102,117 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
     asyncio.run(scenario())
 
 
+def refused(response: httpx.Response) -> tuple[int, str]:
+    """Status and type of an error, which must be in Anthropic's envelope."""
+    body = response.json()
+    assert set(body) == {"type", "error"}, body
+    assert body["type"] == "error"
+    assert body["error"]["message"]
+    assert response.headers["x-helixflow-error"]
+    assert int(response.headers["content-length"]) == len(response.content)
+    return response.status_code, body["error"]["type"]
+
+
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize(
     ("fields", "status", "kind"),
     [
         ({"model": "nobody"}, 404, "not_found_error"),
+        ({"max_tokens": 100_000}, 400, "invalid_request_error"),
         ({"max_tokens": None}, 400, "invalid_request_error"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_request_error"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
         ({"tool_choice": {"type": "tool", "name": "f"}}, 400, "invalid_request_error"),
+        ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "string"}}]}, 400, "invalid_request_error"),
         ({"temperature": 1.5}, 400, "invalid_request_error"),
         ({"frequency_penalty": 1}, 400, "invalid_request_error"),
     ],
 )
 def test_errors_of_messages_are_in_anthropics_words(
-    tmp_path: Path, fields: dict[str, Any], status: int, kind: str
+    tmp_path: Path, fields: dict[str, Any], status: int, kind: str, streams: bool
 ) -> None:
     async def scenario() -> None:
         server = Server(tmp_path, demo=spec())
-        response = await server.client.post("/v1/messages", json={**MESSAGES, **fields})
-        assert response.status_code == status, response.text
-        body = response.json()
-        assert (body["type"], body["error"]["type"]) == ("error", kind)
-        assert body["error"]["message"]
-        assert int(response.headers["content-length"]) == len(response.content)
+        response = await server.client.post("/v1/messages", json={**MESSAGES, "stream": streams, **fields})
+        assert refused(response) == (status, kind), response.text
+        assert response.headers["request-id"] == response.headers["x-request-id"]
+
+    asyncio.run(scenario())
+
+
+KEYS = """
+keys:
+- {name: alice, key: alice-0123456789abc, requests_per_minute: 1}
+- {name: root, key: root-0123456789abcd, scopes: [admin]}
+"""
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/v1/messages"])
+def test_so_are_those_from_before_and_behind_the_route(tmp_path: Path, path: str) -> None:
+    async def scenario() -> None:
+        (tmp_path / "keys.yaml").write_text(KEYS, encoding="utf-8")
+        server = Server(tmp_path, demo=spec(), api_key_file=str(tmp_path / "keys.yaml"), max_body_bytes=1024)
+        (await server.warm()).fail_after = (0, ValueError("a bug"))  # type: ignore[assignment]
+
+        async def ask(key: str, method: str = "POST", below: str = "", **fields: Any) -> tuple[int, str]:
+            headers = {"x-api-key": key, "content-type": "application/json"}
+            content = json.dumps({**MESSAGES, **fields})
+            response = await server.client.request(method, path + below, content=content, headers=headers)
+            return refused(response)
+
+        alice = "alice-0123456789abc"
+        assert await ask("nobody's") == (401, "authentication_error")
+        assert await ask("root-0123456789abcd") == (403, "permission_error")
+        assert await ask(alice, "PUT") == (405, "invalid_request_error")
+        assert await ask(alice, below="/batches") == (404, "not_found_error")
+        assert await ask(alice, system="x" * 2000) == (413, "request_too_large")
+        assert await ask(alice) == (500, "api_error")
+        assert await ask(alice, stream=True) == (429, "rate_limit_error")
+
+    asyncio.run(scenario())
+
+
+def test_the_model_is_told_that_a_tool_has_failed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        use = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+        for is_error in (False, True):
+            result = {"type": "tool_result", "tool_use_id": "a", "content": "no file", "is_error": is_error}
+            messages = [
+                *MESSAGES["messages"],  # type: ignore[misc]
+                {"role": "assistant", "content": [use]},
+                {"role": "user", "content": [result]},
+            ]
+            response = await server.client.post("/v1/messages", json={**MESSAGES, "messages": messages})
+            assert response.status_code == 200, response.text
+        went, failed = [bytes(t for t in seen.prompt_token_ids if t < 256) for seen in worker.seen]
+        assert b"no file" in went
+        assert b"Error" not in went
+        assert b"Error: no file" in failed
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format"),
+        ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "image_url": "y"}]}]},
+            "input[0].content[0].image_url",
+        ),
+    ],
+)
+def test_what_a_response_would_ignore_is_refused_by_name(
+    tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
+    async def scenario() -> None:
+        refusal = await Server(tmp_path, demo=spec()).client.post("/v1/responses", json=RESPONSES | fields)
+        assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, param)
 
     asyncio.run(scenario())
 

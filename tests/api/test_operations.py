@@ -39,10 +39,14 @@ def test_ready_waits_for_the_preload_and_ends_with_the_drain_while_live_stays(tm
         assert await statuses() == [200] * 6
         await server.manager.unload("demo")
         assert await statuses() == [200] * 6  # it has been resident once
-        assert "helixflow_draining 0.0" in (await server.client.get("/metrics")).text
+        page = (await server.client.get("/metrics")).text
+        assert "helixflow_draining 0.0" in page
+        assert "helixflow_shutdown_left_seconds 30.0" in page
         server.door.shut_down()
         assert await statuses() == [200, 200, 503, 503, 503, 503]
-        assert "helixflow_draining 1.0" in (await server.client.get("/metrics")).text
+        page = (await server.client.get("/metrics")).text
+        assert "helixflow_draining 1.0" in page
+        assert "helixflow_shutdown_left_seconds 2" in page  # 29 and a fraction
         refused = await server.chat()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert refused.headers["retry-after"]
@@ -239,3 +243,24 @@ def test_a_model_that_sleeps_beside_its_gpu_has_its_weights_on_the_host() -> Non
         ("demo", "cuda:0", "kv"): 0,
         ("demo", "cuda:0", "workspace"): 300,
     }
+
+
+def test_a_fault_that_nobody_has_foreseen_is_counted_and_answered_as_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        (await server.warm()).fail_after = (0, ValueError("/secret/path"))  # type: ignore[assignment]
+        failed = await server.chat(headers={"x-request-id": "abc-123"})
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "internal_error")
+        assert failed.headers["x-request-id"] == "abc-123"
+        assert failed.headers["x-helixflow-error"] == "internal_error"
+        labels = {"method": "POST", "endpoint": "/v1/chat/completions"}
+        count = "api_request_duration_seconds_count"
+        assert server.sample(count, **labels, status="500") == 1
+        assert server.sample(count, **labels, status="499") == 0
+        assert server.sample("active_connections") == 0
+
+    run(scenario())
+    assert "secret" in caplog.text
+    assert "abc-123" in caplog.text

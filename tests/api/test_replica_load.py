@@ -61,11 +61,13 @@ def test_aliases_are_published_with_their_model() -> None:
         (ModelState.LOADING, [], ["m"]),
         (ModelState.UNLOADED, [], []),
         (ModelState.DRAINING, [], []),
-        (ModelState.SLEEPING, [], []),
+        (ModelState.SLEEPING, ["m"], []),
         (ModelState.FAILED, [], []),
     ],
 )
-def test_only_ready_models_are_resident(state: ModelState, resident: list[str], coming: list[str]) -> None:
+def test_models_that_are_awake_or_asleep_are_resident(
+    state: ModelState, resident: list[str], coming: list[str]
+) -> None:
     load = replica_load([status("m", state)], [], 0)
     assert (load.resident, load.coming) == (resident, coming)
 

@@ -78,6 +78,28 @@ def test_a_silent_stream_is_kept_alive_and_a_busy_one_is_left_alone() -> None:
     assert connection.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
+def test_a_stream_whose_text_is_held_back_is_kept_alive() -> None:
+    async def produce(writer: EventWriter) -> None:
+        await writer.write(b"data: 1\n\n")
+        for _ in range(40):  # tokens of a call, which a parser holds until it is whole
+            await asyncio.sleep(1)
+            await writer.write(b"")
+        await writer.write(b"data: 2\n\n")
+
+    connection = virtual_time.run(stream_in_virtual_time(produce))
+    assert connection.text.count(": keep-alive\n\n") == 2
+    assert all(message["body"] for message in connection.sent[1:-1])
+
+
+def test_a_stream_without_any_event_is_a_whole_response() -> None:
+    async def produce(writer: EventWriter) -> None:
+        await writer.write(b"")
+
+    connection = virtual_time.run(stream_in_virtual_time(produce))
+    assert connection.status == 200
+    assert connection.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
 def test_a_status_is_told_once_until_it_changes() -> None:
     async def produce(writer: EventWriter) -> None:
         for percent in (10, 10, 10, 20):

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from inference_server import errors
+from inference_server.api.turnstile import MAX_AT_ONCE
 from tests.api.server import Server, run
-from tests.generation.fakes import settle
+from tests.generation.fakes import settle, until
 
 
 async def tokenize(server: Server, **fields: Any) -> httpx.Response:
@@ -150,5 +151,34 @@ def test_files_that_cannot_be_had_are_a_503_and_are_left_alone_for_a_while(tmp_p
             assert (response.status_code, response.json()["error"]["code"]) == (503, "model_load_failed")
             assert int(response.headers["retry-after"]) >= 1
         assert num_fetches == 1
+
+    run(scenario())
+
+
+def test_only_so_many_at_once_and_none_while_the_server_drains(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        due, may_come = server.hold_files()
+        tasks = [asyncio.create_task(tokenize(server, prompt="a")) for _ in range(MAX_AT_ONCE)]
+        await due.wait()
+        await until(lambda: server.sample("active_connections") == MAX_AT_ONCE)
+        await settle()
+        count = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
+        for path, body in (
+            ("/tokenize", {"model": "demo", "prompt": "a"}),
+            ("/detokenize", {"model": "demo", "tokens": [97]}),
+            ("/v1/messages/count_tokens", count),
+        ):
+            full = await server.client.post(path, json=body)
+            assert (full.status_code, full.headers["x-helixflow-error"]) == (429, "queue_full")
+            assert int(full.headers["retry-after"]) >= 1
+        may_come.set()
+        assert {(await task).status_code for task in tasks} == {200}
+        assert (await tokenize(server, prompt="a")).status_code == 200
+        server.door.shut_down()
+        assert (await tokenize(server, prompt="a")).json()["error"]["code"] == "shutting_down"
+        assert (await detokenize(server, tokens=[97])).json()["error"]["code"] == "shutting_down"
+        counted = await server.client.post("/v1/messages/count_tokens", json=count)
+        assert counted.headers["x-helixflow-error"] == "shutting_down"
 
     run(scenario())

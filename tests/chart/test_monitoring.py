@@ -6,7 +6,14 @@ import json
 
 import yaml
 
-from tests.chart.helm import CHART, REPOSITORY, Releases
+from tests.chart.helm import CHART, REPOSITORY, Helm, Releases
+
+# What is the release's own in the rules, as they lie in the chart and as they come out.
+PUT_IN = {
+    "docs/runbooks/": "https://wiki.example.com/helixflow/",
+    'job=~".*helixflow.*"': 'namespace="models", job=~"(models/)?demo-helixflow"',
+    'deployment=~".*helixflow"': 'namespace="models", deployment="demo-helixflow"',
+}
 
 
 def test_every_rule_file_is_an_object_with_its_groups(releases: Releases) -> None:
@@ -15,13 +22,23 @@ def test_every_rule_file_is_an_object_with_its_groups(releases: Releases) -> Non
     assert len(rules) == len(files) > 0
     for file in files:
         one = rules[f"demo-helixflow-{file.stem}"]
-        text = file.read_text(encoding="utf-8").replace(
-            "docs/runbooks/", "https://wiki.example.com/helixflow/"
-        )
+        text = file.read_text(encoding="utf-8")
+        for by_hand, put_in in PUT_IN.items():
+            text = text.replace(by_hand, put_in)
         assert one["spec"] == yaml.safe_load(text)
         names = [group["name"] for group in one["spec"]["groups"]]
         assert len(set(names)) == len(names)  # a cluster refuses an object with two groups of one name
         assert one["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+
+
+def test_alerts_about_targets_and_pods_are_about_the_releases_own_whatever_it_is_called(helm: Helm) -> None:
+    release = helm.release(fullnameOverride="llm", monitoring={"rules": {"enabled": True}})
+    (alerts,) = (one for one in release.all("PrometheusRule") if one["metadata"]["name"] == "llm-alerts")
+    asked = [rule["expr"] for group in alerts["spec"]["groups"] for rule in group["rules"]]
+    assert release.one("Deployment")["metadata"]["name"] == "llm"
+    assert sum('{namespace="models", deployment="llm"}' in expr for expr in asked) == 1
+    assert sum('{namespace="models", job=~"(models/)?llm"}' in expr for expr in asked) == 1
+    assert not any('helixflow"' in expr or "helixflow.*" in expr for expr in asked)
 
 
 def test_every_dashboard_is_a_configmap_that_the_sidecar_finds(releases: Releases) -> None:

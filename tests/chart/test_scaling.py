@@ -49,7 +49,7 @@ def test_keda_can_go_to_zero_with_a_query_of_ones_own(releases: Releases) -> Non
 
 
 def test_an_hpa_takes_all_kinds_of_metrics(releases: Releases) -> None:
-    hpa = releases["hpa-guide"].one("HorizontalPodAutoscaler")["spec"]
+    hpa = releases["hpa-metrics-of-all-kinds"].one("HorizontalPodAutoscaler")["spec"]
     assert (hpa["minReplicas"], hpa["maxReplicas"]) == (5, 100)
     by_type = {(one["type"], one.get("resource", {}).get("name")): one for one in hpa["metrics"]}
     assert by_type["Resource", "cpu"]["resource"]["target"]["averageUtilization"] == 70

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,18 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "x" / "a.json", {"a": 2})
     assert (tmp_path / "x" / "a.json").read_text() == '{"a":2}'
     assert os.listdir(tmp_path / "x") == ["a.json"]
+
+
+def test_json_written_by_many_at_once_is_never_torn(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.json", [[number] * 2000 for number in range(4)]
+    write_json(path, values[0])
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write_json, path, value) for _ in range(50) for value in values]
+        while not all(writer.done() for writer in writers):
+            assert json.loads(path.read_bytes()) in values
+        for writer in writers:
+            writer.result()
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_second_process_waits_for_the_lock(tmp_path: Path) -> None:

@@ -152,6 +152,16 @@ def test_show_tells_entry_files_facts_and_state(workplace: Path) -> None:
         assert expected in result.out
 
 
+def test_show_tells_every_key_that_is_set(workplace: Path) -> None:
+    entry = "{source: scripted, tool_parser: hermes, defaults: {temperature: 0.5}}"
+    (workplace / "models.yaml").write_text(f"models:\n  one: {entry}\n", encoding="utf-8")
+    with serving() as server:
+        result = run("show", "one", "--json", "--cache-dir", "cache", "--base-url", server.url)
+    shown = json.loads(result.out)["entry"]
+    assert shown["tool_parser"] == "hermes  (line 2)"
+    assert shown["defaults.temperature"] == "0.5  (line 2)"
+
+
 def test_show_as_json_has_the_same_parts(workplace: Path) -> None:
     with serving() as server:
         result = run("show", "cold", "--json", "--cache-dir", "cache", "--base-url", server.url)

@@ -9,6 +9,7 @@ import pytest
 from inference_server.config.configuration import Configuration, load_configuration
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
+from tests.server.certificates import make_certificate
 
 TEXT = """
 memory: {gpu: 80%}
@@ -154,3 +155,15 @@ def test_tls_files_must_exist(folder: Path) -> None:
     (folder / "key.pem").write_text("")
     with pytest.raises(ConfigError, match=r"--ssl-certfile: no such file: cert.pem"):
         load(folder, ssl_keyfile="key.pem", ssl_certfile="cert.pem")
+
+
+def test_a_certificate_and_its_key_are_looked_into(folder: Path) -> None:
+    make_certificate(folder)
+    (folder / "other").mkdir()
+    make_certificate(folder / "other")
+    assert load(folder, ssl_keyfile="tls.key", ssl_certfile="tls.crt").settings.ssl_certfile == "tls.crt"
+    (folder / "no.pem").write_text("no certificate")
+    pairs = (("no.pem", "tls.key"), ("tls.crt", "no.pem"), ("tls.crt", "other/tls.key"))
+    for certificate, key in pairs:
+        with pytest.raises(ConfigError, match=r"--ssl-certfile: .* are not a certificate chain"):
+            load(folder, ssl_keyfile=key, ssl_certfile=certificate)

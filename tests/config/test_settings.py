@@ -196,6 +196,13 @@ def test_a_key_and_its_waiver_contradict_each_other() -> None:
     assert message.startswith("--insecure-no-auth: contradicts the API key from HELIXFLOW_API_KEY")
 
 
+def test_a_second_key_is_of_use_beside_any_first_one_only() -> None:
+    env = {"HELIXFLOW_INFERENCE_API_KEY": "i"}
+    assert "of no use alone" in problem(env=env)
+    assert resolve_settings({}, env, {"api_key_file": "keys.yaml"}).inference_api_key == "i"
+    assert resolve_settings({}, env, {"api_key": "k"}).inference_api_key == "i"
+
+
 def test_the_grace_is_part_of_the_time_to_shut_down() -> None:
     message = problem(shutdown_timeout="2s", shutdown_grace="3s")
     assert message.startswith("--shutdown-grace: shutdown_grace (3 s) is part of shutdown_timeout (2 s)")

@@ -16,6 +16,8 @@ DASHBOARDS = sorted((CHART / "dashboards").glob("*.json"))
 RULES = sorted((CHART / "rules").glob("*.yaml"))
 # Made by Prometheus itself.
 OWN_SERIES = {"up", "ALERTS"}
+# Made by kube-state-metrics.
+KUBERNETES_SERIES = {"kube_deployment_spec_replicas", "kube_deployment_status_replicas_available"}
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BRACES = re.compile(r"\{[^}]*\}|\[[^\]]*\]")
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")

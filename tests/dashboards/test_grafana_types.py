@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.dashboards.promql import DASHBOARDS
+from tests.fetched_tools import cannot_be_had
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ UNTYPED = {"definition"}  # of a variable; Grafana writes it itself, its types d
 def modules() -> Path:
     """A folder with the types and the compiler."""
     if shutil.which("npm") is None:
-        pytest.skip("Grafana's types need npm")
+        cannot_be_had("Grafana's types need npm")
     tools = Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache/helixflow-tools")
     lock = (PACKAGES / "package-lock.json").read_bytes()
     folder = tools / f"grafana-types-{hashlib.sha256(lock).hexdigest()[:12]}"
@@ -52,9 +53,9 @@ def modules() -> Path:
                 command, cwd=folder, capture_output=True, text=True, check=False, timeout=140
             )
         except subprocess.TimeoutExpired:
-            pytest.skip("Grafana's types could not be fetched in time")
+            cannot_be_had("Grafana's types could not be fetched in time")
         if fetched.returncode:
-            pytest.skip(f"Grafana's types cannot be had: {fetched.stderr.strip().splitlines()[-1]}")
+            cannot_be_had(f"Grafana's types cannot be had: {fetched.stderr.strip()[-400:]}")
         (folder / "complete").touch()
     return folder
 

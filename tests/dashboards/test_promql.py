@@ -9,6 +9,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.dashboards.promql import (
+    KUBERNETES_SERIES,
     OWN_SERIES,
     Asked,
     asked_by_dashboards,
@@ -62,7 +63,7 @@ def served(page: str) -> set[str]:
 def test_every_metric_that_is_asked_for_is_served_or_recorded(asked: Asked, served: set[str]) -> None:
     names = metrics_in(asked.expr)
     assert names
-    assert names <= served | recorded() | OWN_SERIES
+    assert names <= served | recorded() | OWN_SERIES | KUBERNETES_SERIES
 
 
 def test_nothing_is_recorded_that_nobody_reads() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inference_server.config.units import parse_duration
 from tests.dashboards.promql import RULES, rules
 from tests.fetched_tools import promtool
 
@@ -17,6 +18,7 @@ REPOSITORY = HERE.parents[1]
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"
 ALERTS = [rule for rule in rules() if "alert" in rule]
 NAMES = sorted({rule["alert"] for rule in ALERTS})
+LOOKBACK_S = 300  # how old a sample may be that Prometheus still answers with
 HEADINGS = ("## What it means", "## What to look at", "## What to do")
 
 
@@ -37,6 +39,13 @@ def test_no_alert_is_without_a_case_of_either_kind() -> None:
             for test in case["alert_rule_test"]:
                 fires[test["alertname"]].add(bool(test["exp_alerts"]))
     assert dict(fires) == {name: {True, False} for name in NAMES}
+
+
+def test_one_missed_evaluation_leaves_no_gap_in_what_is_recorded() -> None:
+    groups = [group for file in RULES for group in yaml.safe_load(file.read_text("utf-8"))["groups"]]
+    intervals_s = [parse_duration(group["interval"]) or 0.0 for group in groups if "interval" in group]
+    assert intervals_s
+    assert max(intervals_s) * 2 < LOOKBACK_S
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])

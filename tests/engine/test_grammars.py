@@ -159,6 +159,14 @@ def test_a_wrong_grammar_fails_its_request_and_nothing_else(
     assert list(answers) == ["free"]
 
 
+def test_the_failure_names_the_field_that_holds_the_wrong_grammar(engine: TextEngine) -> None:
+    ask(engine, "wrong", GrammarSpec("regex", "(?=a)b", "guided_regex"))
+    params = []
+    while engine.has_work:
+        params += [failure.param for failure in engine.step().failures]
+    assert params == ["guided_regex"]
+
+
 class Held(Grammars):
     """A compiler that waits to be told."""
 

@@ -13,6 +13,7 @@ import pytest
 from inference_server import errors
 from inference_server.config.catalog import ModelSpec, SamplingDefaults
 from inference_server.generation import grammars
+from inference_server.generation.door import Door
 from inference_server.generation.requests import (
     ChatPrompt,
     Prompt,
@@ -221,6 +222,19 @@ def test_a_draining_service_refuses_new_requests_and_finishes_old_ones(tmp_path:
         assert (await running)[0] == "Hello, world."
 
     asyncio.run(scenario())
+
+
+def test_the_time_to_stop_runs_from_the_announcement_and_past_its_end(tmp_path: Path) -> None:
+    house, now_s = House(tmp_path, shutdown_timeout=60.0), 1000.0
+    door = Door(house.manager, house.settings, house.metrics, clock=lambda: now_s)
+    now_s += 5
+    assert door.shutdown_left_s == 60
+    door.announce_leaving()
+    now_s += 10
+    door.shut_down()
+    assert door.shutdown_left_s == 50
+    now_s += 70
+    assert door.shutdown_left_s == -20
 
 
 def test_whoever_has_passed_the_door_is_waited_for_before_the_manager_shuts(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A stand-in for an endpoint picker: a gRPC server that Envoy asks, per request, which replica is to have it.
 
-It reads the model from the body and each replica's `/metrics/epp`, and decides as the picker of the Gateway
-API Inference Extension does with adapters: the replica that holds the model, else one that is loading it,
-else one with room for it; among equals the one with the fewest requests.
+It reads the model from the body and each replica's `/metrics/epp`, and ranks replicas as the scorer for
+adapters in the picker of the Gateway API Inference Extension does: a replica that runs the adapter, else one
+with room for it, else one where it waits; among equals the one with the fewest requests. Two empty lists are
+no news, as there.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Load:
     """One replica's page."""
 
     num_requests: int
-    resident: frozenset[str]
-    coming: frozenset[str]
+    running: frozenset[str]
+    waiting: frozenset[str]
     max_models: int
 
 
@@ -41,8 +42,8 @@ def read_page(page: str) -> Load:
     labels = dict(_LABEL.findall(values["vllm:lora_requests_info"][0]))
     return Load(
         num_requests=sum(int(values[f"vllm:num_requests_{what}"][1]) for what in ("running", "waiting")),
-        resident=_names(labels["running_lora_adapters"]),
-        coming=_names(labels["waiting_lora_adapters"]),
+        running=_names(labels["running_lora_adapters"]),
+        waiting=_names(labels["waiting_lora_adapters"]),
         max_models=int(labels["max_lora"]),
     )
 
@@ -52,12 +53,11 @@ def pick(model: str, loads: Mapping[str, Load]) -> str | None:
 
     def rank(replica: str) -> tuple[int, int]:
         load = loads[replica]
-        if model in load.resident:
+        if model in load.running:
             return 0, load.num_requests
-        if model in load.coming:
+        if len(load.running) + len(load.waiting) < load.max_models:
             return 1, load.num_requests
-        has_room = len(load.resident | load.coming) < load.max_models
-        return (2 if has_room else 3), load.num_requests
+        return (2 if model in load.waiting else 3), load.num_requests
 
     return min(loads, key=rank, default=None)
 
@@ -68,6 +68,7 @@ class Picker:
     def __init__(self, replicas: Sequence[str]) -> None:
         self._replicas = replicas
         self._client = httpx.Client(timeout=SCRAPE_TIMEOUT_S)
+        self._last: dict[str, Load] = {}
 
     def process(self, events: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """One request's conversation with Envoy."""
@@ -92,9 +93,12 @@ class Picker:
         loads = {}
         for replica in self._replicas:
             try:
-                loads[replica] = read_page(self._client.get(f"http://{replica}/metrics/epp").text)
+                load = read_page(self._client.get(f"http://{replica}/metrics/epp").text)
             except httpx.HTTPError:
                 continue
+            if load.running or load.waiting or replica not in self._last:
+                self._last[replica] = load
+            loads[replica] = self._last[replica]
         return loads
 
 

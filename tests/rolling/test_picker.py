@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,7 @@ MODELS = """
 models:
   one: {source: 'scripted:?output_tokens=3&step_ms=1'}
   two: {source: 'scripted:?output_tokens=3&step_ms=1', aliases: [zwei]}
+  slow: {source: 'scripted:?output_tokens=3&step_ms=1&load_ms=1500'}
 """
 PAGE = """# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running 2
@@ -35,8 +37,8 @@ loads = st.dictionaries(
     st.builds(
         Load,
         num_requests=st.integers(0, 5),
-        resident=st.frozensets(st.sampled_from(["one", "two", "three"])),
-        coming=st.frozensets(st.sampled_from(["one", "two", "three"])),
+        running=st.frozensets(st.sampled_from(["one", "two", "three"])),
+        waiting=st.frozensets(st.sampled_from(["one", "two", "three"])),
         max_models=st.integers(0, 3),
     ),
 )
@@ -50,7 +52,7 @@ def test_a_page_is_read() -> None:
 def test_a_replica_that_holds_the_model_comes_before_one_that_does_not(found: dict[str, Load]) -> None:
     picked = pick("one", found)
     assert (picked is None) == (not found)
-    holders = {name: load for name, load in found.items() if "one" in load.resident}
+    holders = {name: load for name, load in found.items() if "one" in load.running}
     if picked is not None and holders:
         assert picked in holders
         assert found[picked].num_requests == min(load.num_requests for load in holders.values())
@@ -116,6 +118,10 @@ def ask(proxy: Proxy, model: str, *, num_more_bytes: int = 0, **headers: str) ->
     return proxy.client.post("/v1/chat/completions", json=body, headers=headers)
 
 
+def epp(replica: Replica) -> str:
+    return replica.server.client.get("/metrics/epp").text
+
+
 def in_memory(replica: Replica) -> set[str]:
     models = replica.server.client.get("/models").json()["data"]
     return {model["id"] for model in models if model["status"] == "loaded"}
@@ -138,6 +144,25 @@ def test_requests_go_to_the_replica_that_holds_their_model_and_to_another_when_i
     first.kill()
     assert ask(proxy, "one").status_code == 200
     assert in_memory(second) == {"one", "two"}
+
+
+def test_requests_follow_a_load_and_a_model_that_was_put_away_is_forgotten(
+    pair: list[Replica], proxy: Proxy
+) -> None:
+    first, second = pair
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, proxy, "slow")]
+        while not any('waiting_lora_adapters="slow"' in epp(replica) for replica in pair):
+            time.sleep(0.01)
+        answers += [pool.submit(ask, proxy, "slow") for _ in range(3)]
+        assert {answer.result().status_code for answer in answers} == {200}
+    (holder,) = [replica for replica in pair if "slow" in in_memory(replica)]  # it was loaded once
+    other = second if holder is first else first
+    for model in in_memory(holder):
+        assert holder.server.client.post("/models/unload", json={"model": model}).status_code == 200
+    assert other.server.client.post("/models/load", json={"model": "slow"}).status_code == 200
+    assert ask(proxy, "slow").status_code == 200
+    assert in_memory(holder) == set()
 
 
 @pytest.mark.slow

@@ -24,9 +24,10 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """Of the envelope, which has to be there."""
+        """Of the envelope, which has to be there, with its code in a header too."""
         error: dict[str, Any] = json.loads(self.body)["error"]
         assert set(error) == {"message", "type", "param", "code"}
+        assert self.headers["x-helixflow-error"] == error["code"]
         return error
 
 

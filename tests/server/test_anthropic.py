@@ -110,6 +110,14 @@ def test_errors_are_the_clients_own_exceptions(client: anthropic.Anthropic) -> N
     with pytest.raises(anthropic.NotFoundError) as unknown:
         client.messages.create(model="nobody", max_tokens=1, messages=FRANCE)
     assert "nobody" in str(unknown.value)
+    assert unknown.value.type == "not_found_error"
+    assert (unknown.value.request_id or "").startswith("req-")
+    with (
+        pytest.raises(anthropic.NotFoundError) as streamed,
+        client.messages.stream(model="nobody", max_tokens=1, messages=FRANCE),
+    ):
+        pass
+    assert streamed.value.type == "not_found_error"
     image: Any = [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]
     with pytest.raises(anthropic.BadRequestError, match="only text and tools"):
         client.messages.create(model=MODEL, max_tokens=1, messages=image)

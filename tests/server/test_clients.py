@@ -125,7 +125,7 @@ def test_a_prompt_beyond_the_context_is_a_bad_request(client: openai.OpenAI) -> 
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_curl_gets_an_answer_under_the_guides_path_too(demo_server: RunningServer) -> None:
+def test_curl_gets_an_answer_under_api_v1_too(demo_server: RunningServer) -> None:
     body = json.dumps({"model": "gpt-3.5-turbo", "messages": question(), "max_tokens": 4})
     command = ["curl", "-sS", "--fail-with-body", f"{demo_server.url}/api/v1/chat/completions"]
     command += ["-H", "Content-Type: application/json", "-H", "Authorization: Bearer test-key", "-d", body]

@@ -9,6 +9,7 @@ import pytest
 
 from inference_server.access.keys import digest_of
 from tests.server.running import RunningServer, running_server
+from tests.server.test_faults import until
 
 CONFIG = "models: {talker: {source: 'scripted:?output_tokens=3', preload: true}}\n"
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
@@ -50,6 +51,24 @@ def test_keys_come_and_go_with_a_reload_and_no_key_is_ever_logged(server: Runnin
     assert server.client.post("/models/reload", headers={"x-api-key": BOB}).status_code == 403
     for secret in (ALICE, BOB, "the-admins-own-key"):
         assert secret not in server.log
+
+
+def test_what_a_newcomer_copies_has_a_place_for_a_key(server: RunningServer) -> None:
+    until(lambda: "Stop it with Ctrl-C" in server.log)
+    assert "-H 'Authorization: Bearer '$HELIXFLOW_API_KEY" in server.log
+
+
+def test_a_reload_that_is_refused_leaves_the_keys_as_they_were(server: RunningServer, keys: Path) -> None:
+    admin = {"x-api-key": "the-admins-own-key"}
+    keys.write_text(f"keys:\n{ADMIN}- {{name: bob, key: {BOB}}}\n", encoding="utf-8")
+    config = keys.with_name("models.yaml")
+    config.write_text(f"memory: {{host: 1GiB}}\n{CONFIG}", encoding="utf-8")
+    refused = server.client.post("/models/reload", headers=admin)
+    assert (refused.status_code, "`memory`" in refused.text) == (400, True)
+    assert (status(server, ALICE), status(server, BOB)) == (200, 401)
+    config.write_text(CONFIG, encoding="utf-8")
+    assert server.client.post("/models/reload", headers=admin).status_code == 200
+    assert (status(server, ALICE), status(server, BOB)) == (401, 200)
 
 
 def test_a_wrong_file_is_said_at_the_start(tmp_path: Path) -> None:

@@ -39,16 +39,24 @@ def is_refused(server: RunningServer) -> bool:
     return False
 
 
+def shutdown_left_s(server: RunningServer) -> float:
+    page = server.client.get("/metrics").text
+    (line,) = (line for line in page.splitlines() if line.startswith("helixflow_shutdown_left_seconds "))
+    return float(line.rpartition(" ")[2])
+
+
 def test_in_its_grace_a_server_is_not_ready_serves_and_closes_connections(server: RunningServer) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as kept:
         kept.request("POST", "/v1/chat/completions", BODY, JSON)
         first = kept.getresponse()
         first.read()
         assert not first.will_close
+        assert shutdown_left_s(server) == 8
         told_s = time.monotonic()
         server.signal(signal.SIGTERM)
         until(lambda: server.client.get("/readyz").status_code == 503, timeout_s=1)
         assert server.client.get("/livez").status_code == 200
+        assert 0 < shutdown_left_s(server) < 8
         kept.request("POST", "/v1/chat/completions", BODY, JSON)  # on the connection of before
         late = kept.getresponse()
         assert (late.status, late.will_close) == (200, True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import httpx
 import pytest
 
 from tests.server.certificates import make_certificate
-from tests.server.running import RunningServer
+from tests.server.running import RunningServer, free_port
 from tests.server.test_faults import until
 
 CONFIG = "models: {talker: {source: 'scripted:?output_tokens=3', preload: true}}\n"
@@ -38,6 +41,42 @@ def test_a_server_with_a_certificate_speaks_tls_and_nothing_else(tmp_path: Path)
         until(lambda: f"is ready on {url}" in server.log)
     finally:
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("verb", ["serve", "check-config"])
+def test_a_file_that_is_no_certificate_is_found_at_once(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "models.yaml").write_text(CONFIG, encoding="utf-8")
+    (tmp_path / "tls.pem").write_text("no certificate", encoding="utf-8")
+    command = [sys.executable, "-m", "inference_server.cli.main", verb, "--config", "models.yaml"]
+    command += ["--ssl-certfile", "tls.pem", "--ssl-keyfile", "tls.pem"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90)
+    assert ended.returncode == 2
+    assert "tls.pem" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+BROKEN_LISTENER = """
+import sys
+from inference_server import app
+from inference_server.cli.main import main
+
+async def serve(self, sockets):
+    raise RuntimeError("it cannot listen")
+
+app._HttpServer.serve = serve
+sys.exit(main())
+"""
+
+
+def test_a_server_whose_listener_ends_ends_too(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(CONFIG, encoding="utf-8")
+    command = [sys.executable, "-c", BROKEN_LISTENER, "serve", "--port", str(free_port())]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90)
+    assert ended.returncode == 1
+    assert "it cannot listen" in ended.stderr
+    assert "is ready on" not in ended.stdout
 
 
 def wait_until_ready(client: httpx.Client) -> None:

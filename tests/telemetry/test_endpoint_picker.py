@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 from prometheus_client.parser import text_string_to_metric_families
 
-from inference_server.telemetry.endpoint_picker import EndpointPickerPage, ReplicaLoad, render
+from inference_server.config.model_keys import NAME_PATTERN
+from inference_server.telemetry.endpoint_picker import NO_MODEL, EndpointPickerPage, ReplicaLoad, render
 
 LOAD = ReplicaLoad(
     num_running=3,
@@ -30,17 +34,28 @@ def test_each_name_has_one_series_without_a_model_label() -> None:
     assert samples["vllm:num_requests_running"][0].labels == {}
 
 
-def test_models_in_memory_stand_as_running_adapters_and_coming_ones_as_waiting() -> None:
+def adapters(load: ReplicaLoad) -> dict[str, str]:
     (info,) = [
         family.samples[0]
-        for family in text_string_to_metric_families(render(LOAD, 1.0).decode())
+        for family in text_string_to_metric_families(render(load, 1.0).decode())
         if family.name == "vllm:lora_requests_info"
     ]
-    assert info.labels == {
-        "max_lora": "4",
-        "running_lora_adapters": "org/a,alias-of-a",
+    return info.labels
+
+
+def test_models_in_memory_and_on_their_way_stand_as_running_adapters_and_the_latter_as_waiting() -> None:
+    assert adapters(LOAD) == {
+        "max_lora": "5",
+        "running_lora_adapters": "org/a,alias-of-a,b",
         "waiting_lora_adapters": "b",
     }
+
+
+def test_a_replica_without_models_says_so_and_how_many_fit() -> None:
+    """A picker takes two empty lists for no news and would keep to what it last knew, or give no room."""
+    empty = dataclasses.replace(LOAD, resident=(), coming=(), num_more=2)
+    assert adapters(empty) == {"max_lora": "3", "running_lora_adapters": "-", "waiting_lora_adapters": ""}
+    assert not re.fullmatch(NAME_PATTERN, NO_MODEL)
 
 
 def test_however_many_scrape_the_page_is_made_once_in_its_period() -> None:

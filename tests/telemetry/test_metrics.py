@@ -50,6 +50,7 @@ NAMES = [
     "helixflow_requests_cancelled",
     "helixflow_memory_reserved_bytes",
     "helixflow_draining",
+    "helixflow_shutdown_left_seconds",
     "helixflow_build_info",
     "process_resident_memory_bytes",
     "process_cpu_seconds",

@@ -50,8 +50,9 @@ def test_a_text_model_refuses_to_embed_and_goes_on(tmp_path: Path) -> None:
     async def check() -> None:
         async with worker(tmp_path) as ready:
             for _ in range(2):
-                with pytest.raises(errors.InvalidRequest, match="makes no embeddings"):
+                with pytest.raises(errors.InvalidRequest, match="makes no embeddings") as refused:
                     await ready.embed(REQUEST)
+                assert refused.value.param == "model"
             assert ready.num_requests == 0
 
     run(check())

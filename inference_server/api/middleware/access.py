@@ -28,13 +28,11 @@ PUBLIC_PATHS = frozenset(
 )
 
 
-INFERENCE_PATHS = frozenset({"/version", "/openapi.json", "/api/ps", "/tokenize", "/detokenize"})
+TOKENIZING_PATHS = frozenset({"/tokenize", "/detokenize"})
+INFERENCE_PATHS = frozenset({"/version", "/openapi.json", "/api/ps"}) | TOKENIZING_PATHS
 INFERENCE_PREFIXES = ("/v1/", "/api/v1/")
-COSTLY_PATHS = frozenset(  # what a model computes for
-    f"{prefix}{name}"
-    for prefix in INFERENCE_PREFIXES
-    for name in ("chat/completions", "completions", "responses", "messages", "embeddings")
-)
+_ASKING = ("chat/completions", "completions", "responses", "messages", "messages/count_tokens", "embeddings")
+COSTLY_PATHS = TOKENIZING_PATHS | {f"{prefix}{name}" for prefix in INFERENCE_PREFIXES for name in _ASKING}
 _CALLER = "helixflow.caller"  # in the ASGI scope; absent where there are no keys
 
 
@@ -48,6 +46,12 @@ def may_administer(scope: Scope) -> bool:
     """Whether the caller of a request that was let through may decide what is in memory."""
     caller = caller_of(scope)
     return caller is None or caller.key.may_administer
+
+
+def may_see(scope: Scope, model: str) -> bool:
+    """Whether a model (its configured name) is there for the caller of a request that was let through."""
+    caller = caller_of(scope)
+    return caller is None or caller.key.may_ask(model)
 
 
 class AccessMiddleware:
@@ -72,7 +76,7 @@ class AccessMiddleware:
             path = route_path(scope["path"], self._root_path)
             caller = self._check(path, Headers(scope=scope))
         except HelixFlowError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         if caller is None:
             await self._app(scope, receive, send)

@@ -1,4 +1,5 @@
-"""Request ids, durations, traces, log lines, and the number of requests in progress. The outermost layer.
+"""Request ids, durations, traces, log lines, and the number of requests in progress. The outermost layer. It
+also answers exceptions that nobody has foreseen, so that they are counted as what they are.
 
 While the server is leaving, every answer also asks for its connection to be closed: whoever pools connections
 then holds none that the end of the server could cut under a request.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inference_server.api.errors import internal_error_response
 from inference_server.api.middleware.access import caller_of
 from inference_server.api.middleware.path import route_path
 from inference_server.telemetry.metrics import Metrics
@@ -24,6 +26,7 @@ from inference_server.tracing.timeline import Timeline
 from inference_server.tracing.tracer import RequestTrace, Tracer, Untraced
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNSENT = 499  # the status while nothing is sent, and of a client that left before anything was
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 _TIMELINE = "helixflow.timeline"  # in the ASGI scope
 QUIET_PREFIXES = (
@@ -79,8 +82,8 @@ class ObservationMiddleware:
         is_quiet = endpoint.startswith(QUIET_PREFIXES)
         trace = Untraced(parent) if is_quiet else self._tracer.begin(parent, start_s)
         timeline = scope[_TIMELINE] = Timeline()
-        told = _told(request_id, trace)
-        status = 499  # nothing was sent: the client left first
+        told = _told(request_id, trace, endpoint)
+        status = UNSENT
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -94,6 +97,11 @@ class ObservationMiddleware:
         self._metrics.connections.inc()
         try:
             await self._app(scope, receive, observed)
+        except Exception:
+            if status != UNSENT:
+                raise  # in the middle of an answer: uvicorn logs it and closes the connection
+            logger.exception("request %s has failed", request_id)
+            await internal_error_response(scope)(scope, receive, observed)
         finally:
             self._metrics.connections.dec()
             caller = caller_of(scope)
@@ -127,9 +135,11 @@ class ObservationMiddleware:
         return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
 
 
-def _told(request_id: str, trace: RequestTrace) -> list[tuple[bytes, bytes]]:
+def _told(request_id: str, trace: RequestTrace, endpoint: str) -> list[tuple[bytes, bytes]]:
     """Headers by which the client finds this request in our logs and traces."""
     headers = [(b"x-request-id", request_id.encode())]
+    if endpoint.startswith("/v1/messages"):
+        headers.append((b"request-id", request_id.encode()))  # where Anthropic's clients look
     if trace.is_ours and trace.context is not None:
         headers.append((b"traceparent", trace.context.traceparent.encode()))
     return headers

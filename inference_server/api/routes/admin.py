@@ -5,6 +5,7 @@ A client that leaves aborts nothing: what it asked for belongs to the server.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -12,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inference_server.api.body import read_json
-from inference_server.api.context import ApiContext, context_of
+from inference_server.api.context import ApiContext, context_of, visible_model, visible_models
 from inference_server.api.keep_alive import parse_keep_alive
+from inference_server.api.middleware.access import may_see
 from inference_server.api.routes.models import model_object
 from inference_server.api.schemas.lifecycle import (
     LoadRequest,
@@ -41,7 +43,7 @@ def lifecycle_object(context: ApiContext, status: ModelStatus) -> dict[str, Any]
 async def list_lifecycle(request: Request) -> Response:
     """Every model with its state, requests and progress, and the memory that they share."""
     context = context_of(request)
-    data = [lifecycle_object(context, status) for status in context.manager.snapshot()]
+    data = [lifecycle_object(context, status) for status in visible_models(request)]
     memory = memory_objects(context.manager.device_usage())
     return _json({"object": "list", "data": data, "memory": memory})
 
@@ -51,8 +53,9 @@ async def load_model(request: Request) -> Response:
     context = context_of(request)
     body = await read_json(request, _LOAD, context.settings.max_body_bytes)
     keep_alive_s = parse_keep_alive(body.keep_alive)
+    name = visible_model(request, body.model).name
     context.door.check_open()
-    async with context.manager.acquire(body.model, keep_alive_s=keep_alive_s, retries=True):
+    async with context.manager.acquire(name, keep_alive_s=keep_alive_s, retries=True):
         pass
     return _json(_SUCCESS)
 
@@ -83,6 +86,8 @@ async def plan_model(request: Request) -> Response:
     """What a request for a model would meet now. Fetches, loads and evicts nothing."""
     context, name = await _named(request)
     forecast = await context.manager.forecast(name)
+    victims = tuple([victim for victim in forecast.victims if may_see(request.scope, victim.name)])
+    forecast = dataclasses.replace(forecast, victims=victims)
     return _json(forecast_object(name, forecast, context.manager.device_usage()))
 
 
@@ -95,14 +100,15 @@ async def reload_models(request: Request) -> Response:
         report = await context.reload()
     except ConfigError as error:
         raise InvalidRequest(f"the configuration stays as it was: {error.message}") from error
-    changes = {"added": report.added, "removed": report.removed, "changed": report.changed}
+    found = {"added": report.added, "removed": report.removed, "changed": report.changed}
+    changes = {what: [n for n in names if may_see(request.scope, n)] for what, names in found.items()}
     return _json(_SUCCESS | changes)
 
 
 async def _named(request: Request) -> tuple[ApiContext, str]:
     context = context_of(request)
     body = await read_json(request, _MODEL, context.settings.max_body_bytes)
-    return context, context.resolve(body.model)
+    return context, visible_model(request, body.model).name
 
 
 def _json(value: object) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import msgspec
@@ -12,47 +10,33 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from inference_server.api.body import read_json
-from inference_server.api.context import context_of, frame_of, keep_alive_of, new_id, timeout_of
+from inference_server.api.context import (
+    context_of,
+    frame_of,
+    keep_alive_of,
+    new_id,
+    timeout_of,
+    visible_model,
+)
 from inference_server.api.disconnect import CancelOnDisconnect
-from inference_server.api.errors import error_response
 from inference_server.api.middleware.access import caller_of
 from inference_server.api.middleware.observation import timeline_of
 from inference_server.api.schemas.anthropic import CountTokensRequest, MessagesRequest
 from inference_server.api.schemas.anthropic_answers import (
     MessageEvents,
     error_event,
-    error_object,
     message_answer,
 )
 from inference_server.api.sse import EventStream, EventWriter
-from inference_server.errors import HelixFlowError
 from inference_server.generation.choices import whole_choices
 from inference_server.generation.parsing.plain import PlainParser
 from inference_server.generation.requests import TextRequest
 from inference_server.generation.service import GenerationService
 
-Route = Callable[[Request], Awaitable[Response | ASGIApp]]
 _MESSAGES = msgspec.json.Decoder(MessagesRequest)
 _COUNT = msgspec.json.Decoder(CountTokensRequest)
 
 
-def in_their_words(route: Route) -> Route:
-    """Errors of a route in Anthropic's envelope."""
-
-    @functools.wraps(route)
-    async def answer(request: Request) -> Response | ASGIApp:
-        try:
-            return await route(request)
-        except HelixFlowError as error:
-            response = error_response(error)
-            response.body = error_object(error)
-            response.headers["content-length"] = str(len(response.body))
-            return response
-
-    return answer
-
-
-@in_their_words
 async def messages(request: Request) -> Response | ASGIApp:
     """A message, in one piece or as a stream."""
     context = context_of(request)
@@ -70,16 +54,15 @@ async def messages(request: Request) -> Response | ASGIApp:
         return await _whole(context.service, wanted)
 
 
-@in_their_words
 async def count_tokens(request: Request) -> Response:
     """How many tokens the prompt of such a message has; the model is not loaded for it."""
     context = context_of(request)
     body = await read_json(request, _COUNT, context.settings.max_body_bytes)
-    context.door.status(body.model, caller_of(request.scope))
-    async with CancelOnDisconnect(request.receive):
-        tokens = await context.tokenization.encode(
-            body.model, body.prompt(), timeout_of(request, None), with_spellings=False
-        )
+    prompt, timeout_s = body.prompt(), timeout_of(request, None)
+    name = visible_model(request, body.model).name
+    with context.turnstile.admitted(name, caller_of(request.scope)):
+        async with CancelOnDisconnect(request.receive):
+            tokens = await context.tokenization.encode(name, prompt, timeout_s, with_spellings=False)
     answer = msgspec.json.encode({"input_tokens": len(tokens.token_ids)})
     return Response(answer, media_type="application/json")
 

@@ -22,6 +22,7 @@ async def page(request: Request) -> Response:
     for usage in context.manager.device_usage():
         context.metrics.set_budget(usage.device, usage.budget_bytes, usage.reserved_bytes)
     context.metrics.draining.set(context.door.is_draining)
+    context.metrics.shutdown_left.set(context.door.shutdown_left_s)
     for status in statuses:
         _set_load(context, status)
     context.metrics.set_memory(

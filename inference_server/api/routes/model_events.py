@@ -15,7 +15,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from inference_server.api.context import ApiContext, context_of
+from inference_server.api.context import context_of, visible_models
+from inference_server.api.middleware.access import may_see
 from inference_server.api.routes.admin import lifecycle_object
 from inference_server.api.schemas.answers import event
 from inference_server.api.sse import EventStream, EventWriter
@@ -25,26 +26,27 @@ from inference_server.model_manager.status import ModelStatus
 
 async def model_events(request: Request) -> ASGIApp:
     """See the module's docstring. Ends when the server drains."""
-    context = context_of(request)
-    return EventStream(lambda writer: _Events(context, writer).run())
+    return EventStream(lambda writer: _Events(request, writer).run())
 
 
 class _Events:
-    """One reader. Remembers the state of each model that it was told of."""
+    """One reader, who is told of the models that it may see. Remembers the state of each."""
 
-    def __init__(self, context: ApiContext, writer: EventWriter) -> None:
-        self._context = context
+    def __init__(self, request: Request, writer: EventWriter) -> None:
+        self._request = request
+        self._context = context_of(request)
         self._writer = writer
         self._told: dict[str, ModelState] = {}
 
     async def run(self) -> None:
         """Tell what happens until the server drains."""
         with self._context.manager.watch() as statuses:
-            for status in self._context.manager.snapshot():
+            for status in visible_models(self._request):
                 await self._tell(status, "model_status")
             async with aclosing(_until(self._context.door.draining, statuses)) as news:
                 async for status in news:
-                    await self._follow(status)
+                    if may_see(self._request.scope, status.name):
+                        await self._follow(status)
 
     async def _follow(self, status: ModelStatus) -> None:
         """Tell one change. A model that is not in the table any more has been removed since."""

@@ -9,8 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from inference_server.api.context import ApiContext, context_of
-from inference_server.api.middleware.access import caller_of
+from inference_server.api.context import ApiContext, context_of, visible_model, visible_models
 from inference_server.model_manager.states import ModelState
 from inference_server.model_manager.status import ModelStatus
 
@@ -28,11 +27,10 @@ _WORDS = {
 
 async def list_models(request: Request) -> Response:
     """All of them, aliases after their model."""
-    context, caller = context_of(request), caller_of(request.scope)
+    context = context_of(request)
     data = [
         model_object(context, status, name)
-        for status in context.manager.snapshot()
-        if caller is None or caller.key.may_ask(status.name)
+        for status in visible_models(request)
         for name in (status.name, *status.spec.aliases)
     ]
     return _cacheable(request, {"object": "list", "data": data})
@@ -42,7 +40,7 @@ async def get_model(request: Request) -> Response:
     """One of them, by name or alias (which may hold slashes)."""
     context = context_of(request)
     name = request.path_params["name"]
-    status = context.door.status(name, caller_of(request.scope))
+    status = visible_model(request, name)
     return _cacheable(request, model_object(context, status, name))
 
 

@@ -14,7 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from inference_server.api.context import context_of
+from inference_server.api.context import visible_models
 from inference_server.checkpoints.parameters import parameter_size
 from inference_server.model_manager.plan import ModelPlan
 from inference_server.model_manager.states import ModelState
@@ -27,7 +27,7 @@ _FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 async def running_models(request: Request) -> Response:
     """Every model that holds memory."""
-    statuses = [s for s in context_of(request).manager.snapshot() if s.state in IN_MEMORY]
+    statuses = [status for status in visible_models(request) if status.state in IN_MEMORY]
     models = [
         running_model(
             status, plan, await asyncio.to_thread(parameter_size, Path(plan.load.folder)), time.time()

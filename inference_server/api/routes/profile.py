@@ -11,7 +11,7 @@ from starlette.responses import FileResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inference_server.api.body import read_json
-from inference_server.api.context import context_of
+from inference_server.api.context import context_of, visible_model
 from inference_server.api.disconnect import CancelOnDisconnect
 from inference_server.api.schemas.lifecycle import ProfileRequest
 from inference_server.profiling.capture import Profiler
@@ -23,7 +23,8 @@ async def profile_model(request: Request) -> ASGIApp:
     """See the module's docstring."""
     context = context_of(request)
     body = await read_json(request, _PROFILE, context.settings.max_body_bytes)
-    return _ProfileFile(context.profiler, body)
+    name = visible_model(request, body.model).name
+    return _ProfileFile(context.profiler, msgspec.structs.replace(body, model=name))
 
 
 @dataclass(frozen=True, slots=True)

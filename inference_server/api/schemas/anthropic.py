@@ -39,7 +39,7 @@ class ToolUseBlock(msgspec.Struct, frozen=True, tag_field="type", tag="tool_use"
 class ToolResultBlock(
     msgspec.Struct, frozen=True, tag_field="type", tag="tool_result", forbid_unknown_fields=True
 ):
-    """What a call gave."""
+    """What a call gave. Templates know no failures: of one the model is told in words."""
 
     tool_use_id: str
     content: str | list[TextBlock] = ""
@@ -146,12 +146,18 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         """What the model is to do with the tools.
 
         Raises:
-            InvalidRequest: one is demanded that is not there, or two have one name.
+            InvalidRequest: one is demanded that is not there, two have one name, or one takes no object.
         """
         choice = self.tool_choice or AnthropicChoice("auto")
         names = [tool.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise InvalidRequest("tools: two have the same name", param="tools")
+        for number, tool in enumerate(self.tools or ()):
+            if tool.input_schema.get("type", "object") != "object":
+                where = f"tools.{number}.input_schema"
+                raise InvalidRequest(f"{where}: its type must be object", param=where)
+        if choice.type == "any" and not names:
+            raise InvalidRequest("tool_choice demands a call, and there are no tools", param="tool_choice")
         if choice.type == "tool" and choice.name not in names:
             raise InvalidRequest(f"tool_choice: there is no tool {choice.name!r}", param="tool_choice")
         if not self.tools or choice.type == "none":
@@ -216,8 +222,9 @@ def _told(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
             case ToolUseBlock(id=call_id, name=name, input=arguments):
                 call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
                 own.setdefault("tool_calls", []).append(call)
-            case ToolResultBlock(tool_use_id=call_id, content=content):
-                told.append({"role": "tool", "tool_call_id": call_id, "content": _text(content)})
+            case ToolResultBlock(tool_use_id=call_id, content=content, is_error=is_error):
+                result = f"Error: {_text(content)}" if is_error else _text(content)
+                told.append({"role": "tool", "tool_call_id": call_id, "content": result})
             case ThinkingBlock(thinking=thinking):
                 own["reasoning_content"] = thinking
             case _:

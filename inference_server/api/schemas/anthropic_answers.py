@@ -1,4 +1,4 @@
-"""Anthropic's answers: a message in one piece, the events of a stream, and the error envelope."""
+"""Anthropic's answers: a message in one piece, the events of a stream, and the one that tells of an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from inference_server.api.errors import STATUS
+from inference_server.api.errors import anthropic_error_body
 from inference_server.api.schemas.answers import Frame
 from inference_server.errors import HelixFlowError
 from inference_server.generation.choices import Choice
@@ -23,13 +23,6 @@ from inference_server.generation.parsing.events import (
 )
 from inference_server.generation.requests import TextDelta
 from inference_server.types import FinishReason, Usage
-
-_ERROR_TYPES = {
-    404: "not_found_error",
-    413: "request_too_large",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
 
 
 def message_answer(frame: Frame, choice: Choice, usage: Usage, parser: AnswerParser) -> bytes:
@@ -124,19 +117,9 @@ class MessageEvents:
         return b"".join(events)
 
 
-def error_object(error: HelixFlowError) -> bytes:
-    """Anthropic's envelope, as JSON."""
-    status, kind = STATUS[type(error)]
-    kind = _ERROR_TYPES.get(status, "api_error" if kind == "server_error" else kind)
-    where = "" if error.param is None or error.param in error.message else f"{error.param}: "
-    return msgspec.json.encode(
-        {"type": "error", "error": {"type": kind, "message": f"{where}{error.message}"}}
-    )
-
-
 def error_event(error: HelixFlowError) -> bytes:
-    """The same in a stream."""
-    return b"event: error\ndata: " + error_object(error) + b"\n\n"
+    """What ends a stream."""
+    return b"event: error\ndata: " + anthropic_error_body(error) + b"\n\n"
 
 
 def _message(

@@ -14,6 +14,7 @@ from inference_server.api.schemas.sampling import (
     NumLogprobs,
     Positive,
     refuse,
+    refuse_fields,
 )
 from inference_server.api.schemas.tools import MAX_TOOLS, ToolCall, ToolChoice, Tools, tool_use
 from inference_server.errors import InvalidRequest, UnsupportedParameter
@@ -240,4 +241,5 @@ def _text(content: str | list[ContentPart] | None, index: int, *, may_lack: bool
             )
         if part.text is None:
             raise InvalidRequest(f"Missing required parameter: {where}.text", param=f"{where}.text")
+        refuse_fields(part, ("refusal", "image_url", "input_audio", "video_url", "file"), where)
     return "\n".join(part.text or "" for part in content)

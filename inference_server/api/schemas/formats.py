@@ -75,9 +75,11 @@ def grammar_of_format(wanted: ResponseFormat, param: str) -> GrammarSpec | None:
     """The form that a format asks for; `param` is what errors call it.
 
     Raises:
-        InvalidRequest: it lacks its schema.
+        InvalidRequest: it lacks its schema, or has one that its type does not take.
     """
     schema = wanted.json_schema
+    if schema is not None and wanted.type != "json_schema":
+        raise InvalidRequest(f"{param}: only type json_schema has a schema", param=param)
     if wanted.type == "text":
         return None
     if wanted.type == "json_object":

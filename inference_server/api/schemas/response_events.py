@@ -63,6 +63,7 @@ class ResponseBuilder:
         self._items: list[_Item] = []
         self._is_open = False
         self._number = -1
+        self._num_reasoning_tokens = 0  # up to the piece that held the last of the reasoning
 
     def first(self) -> bytes:
         """The response has begun."""
@@ -76,6 +77,8 @@ class ResponseBuilder:
         found = list(self._parser.feed(delta.text))
         if delta.finish_reason is not None:
             found += self._parser.finish()
+        if any(isinstance(event, Reasoning) for event in found):
+            self._num_reasoning_tokens = usage.completion_tokens
         events = [piece for event in found for piece in self._told(event)]
         if delta.finish_reason is not None:
             if not self._items:
@@ -95,7 +98,7 @@ class ResponseBuilder:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         return whole

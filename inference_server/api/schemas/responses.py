@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from inference_server.api.schemas.chat import MAX_MESSAGES
 from inference_server.api.schemas.formats import JsonSchemaFormat, ResponseFormat, grammar_of_format
-from inference_server.api.schemas.sampling import Positive, Seconds, Temperature, TopP
+from inference_server.api.schemas.sampling import Positive, Seconds, Temperature, TopP, refuse, refuse_fields
 from inference_server.api.schemas.tools import (
     MAX_TOOLS,
     CalledFunction,
@@ -154,6 +154,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         }.items():
             if getattr(self, name):
                 raise UnsupportedParameter(f"{name}: {why}", param=name)
+        refuse(self.text is not None and self.text.verbosity is not None, "text.verbosity")
 
     def text_request(self, request_id: str) -> TextRequest:
         """What the generation service is asked for.
@@ -259,4 +260,5 @@ def _text(content: str | Sequence[Part], where: str) -> str:
             raise UnsupportedParameter(
                 f"{place}: only text is supported, not {part.type[:40]!r}", param=place
             )
+        refuse_fields(part, ("image_url", "file_id", "detail"), f"{where}[{number}]")
     return "\n".join(part.text or "" for part in content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -141,3 +142,10 @@ def refuse(used: bool, name: str, what: str = "this parameter") -> None:
     """Raise UnsupportedParameter for `name` if it is used."""
     if used:
         raise UnsupportedParameter(f"{name}: {what} is not supported by this server yet", param=name)
+
+
+def refuse_fields(value: msgspec.Struct, names: Sequence[str], where: str) -> None:
+    """Raise UnsupportedParameter for the first of these fields that is set; `where` is the value's place."""
+    for name in names:
+        if getattr(value, name) is not None:
+            refuse(True, f"{where}.{name}")

@@ -12,6 +12,7 @@ import fcntl
 import logging
 import mmap
 import os
+import secrets
 import struct
 import threading
 import weakref
@@ -81,13 +82,14 @@ class PackedWriter:
     """Writes one packed file under another name until it is whole. Several threads may write pieces."""
 
     def __init__(self, path: Path) -> None:
-        """
+        """Several machines may share the cache folder, so that a process id would not tell writers apart.
+
         Raises:
             OSError: the file cannot be made.
         """
         self._path = path
-        self._unfinished = unfinished_path(path, str(os.getpid()))
-        self._file = self._unfinished.open("w+b", buffering=0)
+        self._unfinished = unfinished_path(path, secrets.token_hex(8))
+        self._file = self._unfinished.open("x+b", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_EX)  # until it is closed: nobody else may sweep it away
 
     def write(self, offset: int, piece: np.ndarray) -> None:

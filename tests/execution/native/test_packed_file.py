@@ -64,6 +64,18 @@ def test_a_file_for_another_arena_is_not_taken(tmp_path: Path) -> None:
     assert PackedFile.open(tmp_path / "absent", 64) is None
 
 
+def test_writers_of_one_file_on_several_machines_do_not_meet(tmp_path: Path) -> None:
+    path, arena = tmp_path / "m.weights", np.full(64, 7, dtype=np.uint8)
+    first = PackedWriter(path)
+    first.write(0, arena[:32])
+    second = PackedWriter(path)  # of another container, where processes have the same numbers
+    first.write(32, arena[32:])
+    packed = first.finish(arena.size, VECTORS, LAYERS)
+    second.write(0, arena)
+    second.finish(arena.size, VECTORS, LAYERS)
+    np.testing.assert_array_equal(packed.map_arena(), arena)
+
+
 def test_what_is_discarded_leaves_nothing(tmp_path: Path) -> None:
     writer = PackedWriter(tmp_path / "m.weights")
     writer.write(0, np.ones(4, dtype=np.uint8))
