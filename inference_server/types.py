@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+BLOCK_SIZE = 16  # tokens per KV block: engines divide their cache into these, plans reserve whole ones
+
 
 class FinishReason(enum.StrEnum):
     """Why a request ended, in OpenAI's words; `ABORT` never reaches a client."""

@@ -15,7 +15,7 @@ from inference_server.engine.grammars import Grammars
 from inference_server.engine.native import build_native_engine
 from inference_server.engine.process_memory import resident_bytes
 from inference_server.engine.runners import build_runner
-from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
+from inference_server.engine.scheduling import build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.errors import InsufficientMemory
 from inference_server.execution.admission import probe
@@ -27,7 +27,7 @@ from inference_server.execution.linear_layout import optimise_linear_layout
 from inference_server.execution.parking import Parking
 from inference_server.execution.runner import Runner
 from inference_server.loading.loader import LoadedModel, load_model, storages
-from inference_server.types import EngineSpec, MemoryReport
+from inference_server.types import BLOCK_SIZE, EngineSpec, MemoryReport
 
 ProgressCallback = Callable[[str, float | None], None]
 logger = logging.getLogger(__name__)

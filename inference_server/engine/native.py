@@ -18,14 +18,14 @@ from inference_server.engine.contract import Sleepless
 from inference_server.engine.cores import usable_cores
 from inference_server.engine.grammars import Grammars
 from inference_server.engine.native_sleeper import NativeSleeper, native_memory
-from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
+from inference_server.engine.scheduling import build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
 from inference_server.execution.native.architecture import read_architecture
 from inference_server.execution.native.kernels import load_step
 from inference_server.execution.native.loading import NativeSource, load_native
 from inference_server.execution.native.runner import NativeRunner
 from inference_server.execution.sampler import Sampler
-from inference_server.types import EngineSpec
+from inference_server.types import BLOCK_SIZE, EngineSpec
 
 NOT_KEPT = "its packed weights are not kept in the cache folder, so it would have to be loaded anew"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

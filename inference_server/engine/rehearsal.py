@@ -9,10 +9,10 @@ from __future__ import annotations
 import msgspec
 
 from inference_server.engine.contract import StepRunner
-from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
+from inference_server.engine.scheduling import build_scheduler, num_blocks
 from inference_server.engine.text_engine import TextEngine
 from inference_server.errors import InternalError
-from inference_server.types import EngineSpec, GenerationRequest, SamplingParams
+from inference_server.types import BLOCK_SIZE, EngineSpec, GenerationRequest, SamplingParams
 
 NUM_OUTPUT_TOKENS = 2  # the second comes from a step in which every sequence samples
 # What needs most memory: sorted logits, and counts of the tokens seen.

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 
 from inference_server.scheduling.configuration import SchedulerConfig
 from inference_server.scheduling.scheduler import Scheduler
-from inference_server.types import EngineSpec
-
-BLOCK_SIZE = 16  # tokens per KV block
+from inference_server.types import BLOCK_SIZE, EngineSpec
 
 
 def num_blocks(spec: EngineSpec) -> int:

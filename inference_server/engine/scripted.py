@@ -17,7 +17,7 @@ import msgspec
 
 from inference_server.engine.contract import Sleepless
 from inference_server.engine.embedding_engine import EmbeddingEngine
-from inference_server.engine.scheduling import BLOCK_SIZE, build_scheduler, num_blocks
+from inference_server.engine.scheduling import build_scheduler, num_blocks
 from inference_server.engine.scripted_embedder import scripted_embedding_engine
 from inference_server.engine.scripted_faults import Fault, commit, fault_in_file, fault_in_prompts
 from inference_server.engine.text_engine import EngineFacts, TextEngine
@@ -25,7 +25,7 @@ from inference_server.errors import InsufficientMemory, ModelLoadFailed
 from inference_server.scheduling.batch import Batch, ScheduledSequence
 from inference_server.scheduling.pending import StepScores
 from inference_server.scheduling.scheduler import MAX_IN_FLIGHT
-from inference_server.types import EngineSpec, MemoryReport, TokenScore
+from inference_server.types import BLOCK_SIZE, EngineSpec, MemoryReport, TokenScore
 
 NO_MEMORY = MemoryReport(weights_bytes=0, kv_cache_bytes=0, workspace_bytes=0, rss_bytes=0)
 

@@ -25,10 +25,9 @@ from inference_server.model_manager.kernels import choose_execution, smaller_qua
 from inference_server.model_manager.load_message import load_message, max_sampled_rows
 from inference_server.model_manager.model_plan import ModelPlan, fits
 from inference_server.model_manager.overheads import OverheadStore, overhead_key
-from inference_server.types import MeasuredOverhead
+from inference_server.types import BLOCK_SIZE, MeasuredOverhead
 from inference_server.worker.protocol import Load
 
-BLOCK_SIZE = 16  # KV tokens are reserved in whole blocks of the engine
 DEFAULT_KV_CONTEXTS = (8, 4, 2, 1)  # × max_model_len tokens; the first that fits the device's budget
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 logger = logging.getLogger(__name__)

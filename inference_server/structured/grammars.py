@@ -77,11 +77,6 @@ def refusal(spec: GrammarSpec, reason: str) -> InvalidRequest:
     return InvalidRequest(f"{spec.param}: {_KINDS[spec.kind]} cannot be used: {printable}", param=spec.param)
 
 
-def choice_text(choices: list[str]) -> str:
-    """The text of a "choice" spec."""
-    return json.dumps(choices)
-
-
 _KINDS = {
     "json_schema": "this JSON schema",
     "regex": "this regular expression",

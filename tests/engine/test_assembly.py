@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, Lfm2Config, MambaConfig
 
-from inference_server.engine.assembly import BLOCK_SIZE, build_text_engine
+from inference_server.engine.assembly import build_text_engine
 from inference_server.errors import ModelLoadFailed
+from inference_server.types import BLOCK_SIZE
 from tests.engine.reference import build_engine, engine_spec
 
 _COMMON: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +57,3 @@ def events_of(calls: Iterable[Call], first: int = 0) -> list[Event]:
     for index, call in enumerate(calls, first):
         events += [CallBegin(index, call.name), CallArguments(index, call.arguments)]
     return events
-
-
-def names_of(tools: Sequence[Any]) -> frozenset[str]:
-    """Names of the functions among tools in OpenAI's shape."""
-    return frozenset(tool["function"]["name"] for tool in tools)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from inference_server.generation.json_text import parse_json
@@ -13,7 +12,6 @@ from inference_server.generation.parsing.json_calls import Call, call_of, calls_
 PYTHON_TAG = "<|python_tag|>"
 TOOL_CALLS, ARGS = "[TOOL_CALLS]", "[ARGS]"
 _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\][^\[]*)?\[ARGS\]\s*")
-ReadCalls = Callable[[str, frozenset[str]], list[Call] | None]
 
 
 class LlamaParser:
