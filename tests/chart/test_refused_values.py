@@ -90,6 +90,12 @@ REFUSED: list[tuple[str, str]] = [
     ("ingress: {hosts: ['http://a']}", "/ingress/hosts/0"),
     ("httpRoute: {enabled: true}", "/httpRoute/parentRefs"),
     ("httpRoute: {timeout: 1 hour}", "/httpRoute/timeout"),
+    ("extraPublicPaths: [models]", "/extraPublicPaths/0"),
+    ("extraPublicPaths: ['/a//b']", "/extraPublicPaths/0"),
+    ("extraPublicPaths: ['/a/../b']", "/extraPublicPaths/0"),
+    ("extraPublicPaths: [/a, /b, /c, /d]", "/extraPublicPaths"),  # with ours more than a rule may have
+    ("inferencePool: {paths: []}", "/inferencePool/paths"),
+    ("inferencePool: {paths: [v1/]}", "/inferencePool/paths/0"),
     ("inferencePool: {failureMode: FailSoft}", "/inferencePool/failureMode"),
     ("inferencePool: {picker: {image: ''}}", "/inferencePool/picker/image"),
     ("inferencePool: {picker: {refreshInterval: fast}}", "/inferencePool/picker/refreshInterval"),

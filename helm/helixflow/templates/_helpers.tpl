@@ -83,6 +83,11 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end }}
 
+{{- /* What is published, as JSON; one that ends in a slash is the beginning of many. All else (/models/*, /metrics) is about one pod. */}}
+{{- define "helixflow.publicPaths" -}}
+{{- concat (list "/v1/" "/api/v1/" "/tokenize" "/detokenize" "/openapi.json") .Values.extraPublicPaths | toJson }}
+{{- end }}
+
 {{- /* Where `helm test` finds a key; empty where the server asks for none, or all that we know is a file of many. */}}
 {{- define "helixflow.testKey" -}}
 {{- if not .Values.auth.insecure }}
