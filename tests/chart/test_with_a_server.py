@@ -75,14 +75,20 @@ def test_a_scrape_needs_no_key(releases: Releases, server: RunningServer, kind: 
     assert "vllm:num_requests_waiting" in server.client.get(endpoint["path"]).text
 
 
+# The metrics that the endpoint picker (v1.0.1) reads unless a flag names others; pkg/epp/server/runserver.go.
+PICKER_METRICS = {
+    "total-queued-requests-metric": "vllm:num_requests_waiting",
+    "kv-cache-usage-percentage-metric": "vllm:gpu_cache_usage_perc",
+    "lora-info-metric": "vllm:lora_requests_info",
+}
+
+
 def test_the_picker_finds_what_it_scrapes(releases: Releases, server: RunningServer) -> None:
     pod = releases["inferencepool"].one("Deployment", "picker")["spec"]["template"]["spec"]
-    (path,) = (
-        arg.partition("=")[2] for arg in pod["containers"][0]["args"] if "model-server-metrics-path" in arg
-    )
-    page = server.client.get(path).text
-    for name in ("vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "vllm:lora_requests_info"):
-        assert name in page
+    flags = dict(arg.removeprefix("--").split("=", 1) for arg in pod["containers"][0]["args"])
+    page = server.client.get(flags["model-server-metrics-path"]).text
+    for flag, default in PICKER_METRICS.items():
+        assert f"\n{flags.get(flag, default)}{{" in page or f"\n{flags.get(flag, default)} " in page
 
 
 def test_helm_test_lists_models_asks_one_and_streams(
