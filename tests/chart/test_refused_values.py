@@ -76,6 +76,7 @@ REFUSED: list[tuple[str, str]] = [
     ),
     ("autoscaling: {keda: {prometheusAddress: prometheus}}", "/autoscaling/keda/prometheusAddress"),
     ("autoscaling: {keda: {threshold: few}}", "/autoscaling/keda/threshold"),
+    ("autoscaling: {keda: {authModes: password}}", "/autoscaling/keda/authModes"),
     ("autoscaling: {vpa: {updateMode: Now}}", "/autoscaling/vpa/updateMode"),
     ("autoscaling: {behavior: {scaleSideways: {}}}", "/autoscaling/behavior"),
     (

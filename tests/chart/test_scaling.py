@@ -34,10 +34,28 @@ def test_keda_counts_the_waiting_requests_of_this_release(releases: Releases) ->
     query = 'sum(vllm:num_requests_waiting{namespace="models",pod=~"demo-helixflow-.*"})'
     assert trigger["metadata"]["query"] == query
     assert trigger["metadata"]["threshold"] == "5"
-    assert trigger["authenticationRef"] == {"name": "prometheus"}
-    assert scaled["fallback"] == {"failureThreshold": 3, "replicas": 1}
     behavior = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 300
+
+
+def test_keda_shows_prometheus_what_the_authentication_holds(helm: Helm, releases: Releases) -> None:
+    """Without authModes in the trigger KEDA sends nothing of it."""
+    (trigger,) = releases["keda"].one("ScaledObject")["spec"]["triggers"]
+    assert trigger["authenticationRef"] == {"name": "prometheus"}
+    assert trigger["metadata"]["authModes"] == "tls,basic"
+    identity = {"enabled": True, "authenticationRef": "azure", "authModes": ""}
+    for keda in ({"enabled": True}, identity):
+        scaled = helm.release(autoscaling={"keda": keda}).one("ScaledObject")["spec"]
+        assert "authModes" not in scaled["triggers"][0]["metadata"]
+
+
+def test_pods_stay_while_prometheus_fails_or_knows_nothing(helm: Helm, releases: Releases) -> None:
+    """A fallback may take pods away; without one the autoscaler keeps them when KEDA reports an error."""
+    scaled = helm.release(autoscaling={"keda": {"enabled": True}}).one("ScaledObject")["spec"]
+    assert "fallback" not in scaled
+    assert scaled["triggers"][0]["metadata"]["ignoreNullValues"] == "false"
+    scaled = releases["keda"].one("ScaledObject")["spec"]
+    assert scaled["fallback"] == {"failureThreshold": 3, "replicas": 6}
 
 
 def test_keda_can_go_to_zero_with_a_query_of_ones_own(releases: Releases) -> None:
