@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chart.helm import Helm, Releases
+from tests.chart.helm import Helm, Object, Releases
 
 
 def test_nobody_scales_unless_asked(helm: Helm) -> None:
@@ -102,12 +102,16 @@ def test_the_cluster_autoscaler_leaves_loaded_pods_alone(releases: Releases) -> 
     assert annotation("vpa") == "true"
 
 
-def test_a_budget_protects_several_pods_and_never_a_single_one(helm: Helm, releases: Releases) -> None:
-    assert helm.release().all("PodDisruptionBudget") == []
-    assert helm.release(autoscaling={"keda": {"enabled": True}}).all("PodDisruptionBudget") == []
-    assert helm.release(replicas=2, podDisruptionBudget={"enabled": False}).all("PodDisruptionBudget") == []
-    for file, allowed in (("gpu-many", "25%"), ("keda", 1)):
+def test_a_budget_lets_drains_take_one_of_several_pods_at_a_time(helm: Helm, releases: Releases) -> None:
+    for file, allowed in (("gpu-many", "25%"), ("keda", 1), ("hpa", 1)):
         release = releases[file]
         budget = release.one("PodDisruptionBudget")["spec"]
         assert budget["maxUnavailable"] == allowed
         assert budget["selector"] == release.one("Deployment")["spec"]["selector"]
+    single: list[Object] = [
+        {},
+        {"replicas": 2, "podDisruptionBudget": {"enabled": False}},
+        {"autoscaling": {"keda": {"enabled": True}, "maxReplicas": 1}},
+    ]
+    for values in single:
+        assert helm.release(**values).all("PodDisruptionBudget") == []
