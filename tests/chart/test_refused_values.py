@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,9 @@ REFUSED: list[tuple[str, str]] = [
     ("config: {modells: {}}", "/config"),
     ("config: {models: {}}", "/config/models"),
     ("config: {server: {port: 1}}", "/config/server"),
+    ("config: {server: {ssl_keyfile: /k, ssl_certfile: /c}}", "/config/server"),  # probes speak no TLS
+    ("config: {server: {api_key_file: /k}}", "/config/server"),
+    ("config: {server: {insecure_no_auth: true}}", "/config/server"),
     ("auth: {apiKey: secret}", "/auth"),
     ("auth: {secretKey: 'a/b'}", "/auth/secretKey"),
     ("auth: {inferenceSecretKey: 'a/b'}", "/auth/inferenceSecretKey"),
@@ -102,6 +106,8 @@ REFUSED: list[tuple[str, str]] = [
     ("inferencePool: {picker: {refreshInterval: fast}}", "/inferencePool/picker/refreshInterval"),
     ("extraEnv: [{value: x}]", "/extraEnv/0"),
     ("extraEnv: [{name: 'a-b'}]", "/extraEnv/0/name"),
+    ("extraEnv: [{name: HELIXFLOW_SSL_CERTFILE, value: /c}]", "/extraEnv/0/name"),
+    ("extraEnv: [{name: HELIXFLOW_PORT, value: '1'}]", "/extraEnv/0/name"),
     ("extraVolumes: [{emptyDir: {}}]", "/extraVolumes/0"),
     ("extraVolumeMounts: [{name: x}]", "/extraVolumeMounts/0"),
     ("sidecars: [{image: x}]", "/sidecars/0"),
@@ -191,6 +197,24 @@ def _with(values: Any, place: tuple[str, ...], value: Any) -> Any:
 def test_helm_3_refuses_too(helm_3: Helm, values: str) -> None:
     with pytest.raises(RefusedError):
         helm_3.release(**yaml.safe_load(values))
+
+
+def test_a_setting_is_refused_as_a_flag_a_variable_or_a_key_of_the_server_section() -> None:
+    """Whatever the chart itself sets, or its probes could not cope with."""
+    places = SCHEMA["properties"]
+    flags, variables = (
+        rule["not"]["pattern"]
+        for rule in (
+            places["server"]["properties"]["extraArgs"]["items"],
+            places["extraEnv"]["items"]["properties"]["name"],
+        )
+    )
+    keys = places["config"]["properties"]["server"]["not"]["anyOf"]
+    settings = {key for rule in keys for key in rule["required"]}
+    assert "ssl_keyfile" in settings
+    for setting in settings:
+        assert re.search(flags, f"--{setting.replace('_', '-')}=x")
+        assert re.search(variables, f"HELIXFLOW_{setting.upper()}")
 
 
 def test_every_value_has_a_rule_and_every_rule_a_value() -> None:
