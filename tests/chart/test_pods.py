@@ -108,6 +108,13 @@ def test_pods_of_a_release_spread_over_nodes(helm: Helm) -> None:
         ),
         ({"gpu": {"enabled": False}, "cache": {"persistence": {"enabled": True}}}, {"type": "Recreate"}),
         (
+            {
+                "gpu": {"enabled": False},
+                "cache": {"persistence": {"enabled": True, "existingClaim": "mine"}},
+            },
+            {"type": "Recreate"},
+        ),
+        (
             {"autoscaling": {"keda": {"enabled": True}}},
             {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
         ),

@@ -121,6 +121,10 @@ COMPARED: list[tuple[str, str]] = [
         "terminationGracePeriodSeconds (90) must be more than",
     ),
     ("{replicas: 2, cache: {persistence: {enabled: true}}}", "several pods need ReadWriteMany"),
+    (
+        "{replicas: 2, cache: {persistence: {enabled: true, existingClaim: mine}}}",
+        "several pods need ReadWriteMany",
+    ),
     ("autoscaling: {minReplicas: 5, maxReplicas: 4}", "autoscaling.minReplicas must not be more"),
     ("autoscaling: {minReplicas: 0, hpa: {enabled: true}}", "keeps at least 1 pod"),
     ("autoscaling: {minReplicas: 0, keda: {enabled: true}}", "nothing would ever start one"),

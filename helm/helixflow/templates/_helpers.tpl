@@ -112,10 +112,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end }}
 
-{{- /* A claim of ours that only one node may write; of somebody else's claim we know nothing. */}}
+{{- /* A claim that only one node may write. */}}
 {{- define "helixflow.isSingleWriter" -}}
 {{- with .Values.cache.persistence }}
-{{- if and .enabled (not .existingClaim) (not (has "ReadWriteMany" .accessModes)) }}true{{ end }}
+{{- if and .enabled (not (has "ReadWriteMany" .accessModes)) }}true{{ end }}
 {{- end }}
 {{- end }}
 
@@ -140,7 +140,7 @@ rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
 {{- fail (printf "terminationGracePeriodSeconds (%v) must be more than server.preStopSeconds + server.shutdownTimeoutSeconds (%v), or pods are killed while they drain" .Values.terminationGracePeriodSeconds $least) }}
 {{- end }}
 {{- if and (include "helixflow.isSingleWriter" .) (include "helixflow.isMany" .) }}
-{{- fail "cache.persistence.accessModes: several pods need ReadWriteMany; or set cache.persistence.enabled to false" }}
+{{- fail "cache.persistence.accessModes: several pods need ReadWriteMany (say so here of existingClaim too); or set cache.persistence.enabled to false" }}
 {{- end }}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
 {{- fail "autoscaling.minReplicas must not be more than autoscaling.maxReplicas" }}
