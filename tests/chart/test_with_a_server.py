@@ -14,7 +14,13 @@ from tests.chart.helm import Helm, Object, Release, Releases
 from tests.server.running import RunningServer, running_server
 
 KEY = "0123456789abcdef0123456789abcdef"
-SCRIPTED = {"models": {"one": {"source": "scripted", "preload": True}, "two": {"source": "scripted"}}}
+SCRIPTED = {
+    "models": {
+        "bge": {"source": "scripted", "task": "embed"},
+        "one": {"source": "scripted", "preload": True},
+        "two": {"source": "scripted"},
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +108,17 @@ def test_helm_test_lists_models_asks_one_and_streams(
         "completion",
         "stream",
     ]
+
+
+def test_helm_test_asks_a_model_what_it_is_for(
+    release: Release, server: RunningServer, tmp_path: Path
+) -> None:
+    done = _smoke_test(release, tmp_path, BASE_URL=server.url, API_KEY=KEY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("from one") == 2  # and not from bge, which is listed first
+    done = _smoke_test(release, tmp_path, BASE_URL=server.url, API_KEY=KEY, MODEL="bge")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("from bge") == 1
 
 
 def test_helm_test_fails_without_the_key_or_the_model(
