@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.chart.helm import Helm, Object, Releases
+import re
+from pathlib import Path
+
+import yaml
+
+from tests.chart.helm import CHART, Helm, Object, Releases
+from tests.fetched_tools import promtool
 
 
 def test_nobody_scales_unless_asked(helm: Helm) -> None:
@@ -82,6 +88,32 @@ def test_an_hpa_takes_all_kinds_of_metrics(releases: Releases) -> None:
     assert external["metric"]["selector"] == {"matchLabels": {"service": "helixflow"}}
     assert external["target"] == {"type": "Value", "value": "10000"}
     assert hpa["behavior"]["scaleUp"]["policies"][1] == {"type": "Pods", "value": 10, "periodSeconds": 60}
+
+
+def test_the_adapters_rule_makes_the_metric_that_an_hpa_asks_for(releases: Releases) -> None:
+    values = yaml.safe_load((CHART / "files" / "prometheus-adapter.yaml").read_text(encoding="utf-8"))
+    (rule,) = values["rules"]["custom"]
+    series = rule["seriesQuery"].partition("{")[0]
+    assert series in releases["keda"].one("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    (metric,) = releases["hpa"].one("HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert re.sub(rule["name"]["matches"], rule["name"]["as"], series) == metric["pods"]["metric"]["name"]
+
+
+def test_the_adapters_query_is_one(tmp_path: Path) -> None:
+    """With what prometheus-adapter puts in place of its marks when it asks about the pods of a Deployment."""
+    values = yaml.safe_load((CHART / "files" / "prometheus-adapter.yaml").read_text(encoding="utf-8"))
+    (rule,) = values["rules"]["custom"]
+    marks = {
+        "<<.Series>>": "vllm:num_requests_waiting",
+        "<<.LabelMatchers>>": 'namespace="models",pod=~"demo-1|demo-2"',
+        "<<.GroupBy>>": "pod",
+    }
+    query = re.sub("<<.*?>>", lambda found: marks[found[0]], rule["metricsQuery"])
+    expressions = [{"record": "x", "expr": one} for one in (query, rule["seriesQuery"])]
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "adapter", "rules": expressions}]}))
+    done = promtool("check", "rules", "--lint=none", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_vertical_autoscaler_only_recommends_unless_told_otherwise(releases: Releases) -> None:
