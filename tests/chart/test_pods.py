@@ -127,6 +127,11 @@ def test_a_rollout_needs_no_gpu_or_claim_that_is_not_free(
     assert helm.release(**values).one("Deployment")["spec"]["strategy"] == strategy
 
 
+def test_a_rollout_waits_until_load_balancers_know_the_new_pod(helm: Helm) -> None:
+    assert helm.release().one("Deployment")["spec"]["minReadySeconds"] >= 1  # docs/load-balancing.md
+    assert helm.release(minReadySeconds=0).one("Deployment")["spec"]["minReadySeconds"] == 0
+
+
 def test_a_pod_drains_before_it_is_killed(releases: Releases) -> None:
     for release in releases.values():
         stop = (

@@ -35,6 +35,7 @@ REFUSED: list[tuple[str, str]] = [
     ("image: {digest: 'sha256:12'}", "/image/digest"),
     ("image: {pullPolicy: Sometimes}", "/image/pullPolicy"),
     ("imagePullSecrets: [login]", "/imagePullSecrets/0"),
+    ("minReadySeconds: -1", "/minReadySeconds"),
     ("strategy: {type: BlueGreen}", "/strategy/type"),
     ("strategy: {rollingUpdate: {maxSurge: '1000%'}}", "/strategy/rollingUpdate/maxSurge"),
     ("gpu: {cout: 1}", "/gpu"),
