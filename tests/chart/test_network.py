@@ -159,7 +159,7 @@ def test_a_network_policy_lets_in_who_is_named_and_the_release_itself(releases: 
     assert [one["kubernetes.io/metadata.name"] for one in namespaces] == ["ingress-nginx", "monitoring"]
     assert {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "demo"}}} in rule["from"]
     ports = [port["port"] for one in policy["egress"] for port in one["ports"]]
-    assert ports == [53, 53, 3128]
+    assert ports == [53, 53, 5353, 5353, 3128]
     everybody = releases["network-policy-open"].one("NetworkPolicy")["spec"]
     assert "from" not in everybody["ingress"][0]
     assert [port["port"] for one in everybody["egress"] for port in one["ports"]] == [53, 53, 443]

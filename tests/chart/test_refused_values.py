@@ -91,6 +91,8 @@ REFUSED: list[tuple[str, str]] = [
     ("monitoring: {podMonitor: {interval: often}}", "/monitoring/podMonitor/interval"),
     ("monitoring: {rules: {runbooks: https://wiki.example.com}}", "/monitoring/rules/runbooks"),
     ("networkPolicy: {ingressFrom: {}}", "/networkPolicy/ingressFrom"),
+    ("networkPolicy: {dnsPorts: [dns]}", "/networkPolicy/dnsPorts/0"),
+    ("networkPolicy: {dnsPorts: []}", "/networkPolicy/dnsPorts"),
     ("ingress: {enabled: true}", "/ingress/hosts"),
     ("ingress: {hosts: [{host: a}]}", "/ingress/hosts/0"),
     ("ingress: {hosts: ['http://a']}", "/ingress/hosts/0"),
