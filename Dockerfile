@@ -68,7 +68,8 @@ USER 1000:1000
 VOLUME ["/cache", "/home/helixflow", "/tmp"]
 EXPOSE 8000
 STOPSIGNAL SIGTERM
+# Set port and TLS by HELIXFLOW_* variables, or this asks at the wrong place. It asks itself, so any certificate will do.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=6 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('HELIXFLOW_PORT', 8000)}/health/live\", timeout=4)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; e = os.environ; r.urlopen(f\"http{'s' * ('HELIXFLOW_SSL_CERTFILE' in e)}://127.0.0.1:{e.get('HELIXFLOW_PORT', 8000)}/health/live\", timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["helixflow"]
 CMD ["serve"]

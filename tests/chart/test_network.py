@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import yaml
 
-from tests.chart.helm import Object, Releases
+from tests.chart.helm import REPOSITORY, Helm, Object, Releases
+
+POOL = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "demo-helixflow"}
 
 
 def selected(selector: Object, release_labels: Object) -> bool:
@@ -46,24 +47,79 @@ def test_an_ingress_leaves_streams_unbuffered_and_open(releases: Releases) -> No
     assert ingress["spec"]["tls"] == [{"hosts": ["llm.example.com"], "secretName": "llm-tls"}]
     assert [rule["host"] for rule in ingress["spec"]["rules"]] == ["llm.example.com", "*.llm.example.com"]
     for rule in ingress["spec"]["rules"]:
-        backend = rule["http"]["paths"][0]["backend"]["service"]
-        assert backend == {"name": release.one("Service")["metadata"]["name"], "port": {"name": "http"}}
+        for path in rule["http"]["paths"]:
+            service = {"name": release.one("Service")["metadata"]["name"], "port": {"name": "http"}}
+            assert path["backend"]["service"] == service
 
 
-@pytest.mark.parametrize(
-    ("file", "backend"),
-    [
-        ("httproute", {"name": "demo-helixflow", "port": 8080}),
-        (
-            "inferencepool",
-            {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "demo-helixflow"},
-        ),
-    ],
-)
-def test_a_route_goes_to_the_pool_if_there_is_one(releases: Releases, file: str, backend: Object) -> None:
-    (rule,) = releases[file].one("HTTPRoute")["spec"]["rules"]
-    assert rule["backendRefs"] == [backend]
-    assert rule["timeouts"]["request"] == rule["timeouts"]["backendRequest"]
+def published_by_envoy() -> set[tuple[str, bool]]:
+    """The paths that deploy/envoy publishes, and whether each is the beginning of many."""
+    config = yaml.safe_load((REPOSITORY / "deploy" / "envoy" / "envoy.yaml").read_text(encoding="utf-8"))
+    (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
+    (host,) = chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+    matches = [route["match"] for route in host["routes"]]
+    return {(match.get("prefix") or match["path"], "prefix" in match) for match in matches}
+
+
+def published_by_ingress(ingress: Object) -> set[tuple[str, bool]]:
+    """The same of every host of an Ingress."""
+    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    assert {path["pathType"] for path in paths} <= {"Exact", "Prefix"}
+    return {(path["path"], path["pathType"] == "Prefix") for path in paths}
+
+
+def published_by_rule(rule: Object) -> set[tuple[str, bool]]:
+    """The same of a rule of an HTTPRoute."""
+    paths = [match["path"] for match in rule["matches"]]
+    assert {path["type"] for path in paths} <= {"Exact", "PathPrefix"}
+    return {(path["value"], path["type"] == "PathPrefix") for path in paths}
+
+
+def test_what_is_about_one_pod_is_not_published(releases: Releases) -> None:
+    """/metrics tells the names of models to whoever asks, and /models/unload would reach any pod."""
+    public = published_by_envoy()
+    assert len(public) == 5
+    assert not any(path in "/metrics /models/load /health" for path, _ in public)
+    assert published_by_ingress(releases["everything"].one("Ingress")) == public
+    assert published_by_rule(releases["httproute"].one("HTTPRoute")["spec"]["rules"][-1]) == public
+
+
+def test_more_can_be_published(helm: Helm, releases: Releases) -> None:
+    public = published_by_envoy() | {("/models/", True), ("/version", False)}
+    assert published_by_ingress(releases["ingress"].one("Ingress")) == public
+    route = {"enabled": True, "parentRefs": [{"name": "public"}]}
+    release = helm.release(extraPublicPaths=["/models/", "/version"], httpRoute=route)
+    (rule,) = release.one("HTTPRoute")["spec"]["rules"]
+    assert published_by_rule(rule) == public
+
+
+def test_a_route_goes_to_the_service(releases: Releases) -> None:
+    (rule,) = releases["httproute"].one("HTTPRoute")["spec"]["rules"]
+    assert rule["backendRefs"] == [{"name": "demo-helixflow", "port": 8080}]
+    assert rule["timeouts"] == {"request": "30m", "backendRequest": "30m"}
+
+
+def test_the_pool_gets_only_requests_that_its_picker_can_read(releases: Releases) -> None:
+    """The picker answers 400 to every POST that is neither a chat nor a completion."""
+    to_pool, to_service = releases["inferencepool"].one("HTTPRoute")["spec"]["rules"]
+    assert to_pool["backendRefs"] == [POOL]
+    assert published_by_rule(to_pool) == {
+        (f"{prefix}/{path}", False)
+        for prefix in ("/v1", "/api/v1")
+        for path in ("chat/completions", "completions")
+    }
+    assert to_service["backendRefs"] == [{"name": "demo-helixflow", "port": 80}]
+    assert published_by_rule(to_service) == published_by_envoy()
+    assert to_pool["timeouts"] == to_service["timeouts"] == {"request": "1h", "backendRequest": "1h"}
+
+
+def test_a_newer_picker_may_be_asked_about_more(helm: Helm) -> None:
+    release = helm.release(
+        inferencePool={"enabled": True, "paths": ["/v1/embeddings", "/v1/messages/"]},
+        httpRoute={"enabled": True, "parentRefs": [{"name": "public"}]},
+    )
+    to_pool, _ = release.one("HTTPRoute")["spec"]["rules"]
+    assert published_by_rule(to_pool) == {("/v1/embeddings", False), ("/v1/messages/", True)}
 
 
 def test_the_pool_holds_the_servers_and_asks_the_picker(releases: Releases) -> None:
@@ -103,7 +159,7 @@ def test_a_network_policy_lets_in_who_is_named_and_the_release_itself(releases: 
     assert [one["kubernetes.io/metadata.name"] for one in namespaces] == ["ingress-nginx", "monitoring"]
     assert {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "demo"}}} in rule["from"]
     ports = [port["port"] for one in policy["egress"] for port in one["ports"]]
-    assert ports == [53, 53, 3128]
+    assert ports == [53, 53, 5353, 5353, 3128]
     everybody = releases["network-policy-open"].one("NetworkPolicy")["spec"]
     assert "from" not in everybody["ingress"][0]
     assert [port["port"] for one in everybody["egress"] for port in one["ports"]] == [53, 53, 443]

@@ -108,6 +108,13 @@ def test_pods_of_a_release_spread_over_nodes(helm: Helm) -> None:
         ),
         ({"gpu": {"enabled": False}, "cache": {"persistence": {"enabled": True}}}, {"type": "Recreate"}),
         (
+            {
+                "gpu": {"enabled": False},
+                "cache": {"persistence": {"enabled": True, "existingClaim": "mine"}},
+            },
+            {"type": "Recreate"},
+        ),
+        (
             {"autoscaling": {"keda": {"enabled": True}}},
             {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
         ),
@@ -118,6 +125,11 @@ def test_a_rollout_needs_no_gpu_or_claim_that_is_not_free(
     helm: Helm, values: Object, strategy: Object
 ) -> None:
     assert helm.release(**values).one("Deployment")["spec"]["strategy"] == strategy
+
+
+def test_a_rollout_waits_until_load_balancers_know_the_new_pod(helm: Helm) -> None:
+    assert helm.release().one("Deployment")["spec"]["minReadySeconds"] >= 1  # docs/load-balancing.md
+    assert helm.release(minReadySeconds=0).one("Deployment")["spec"]["minReadySeconds"] == 0
 
 
 def test_a_pod_drains_before_it_is_killed(releases: Releases) -> None:

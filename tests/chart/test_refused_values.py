@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ REFUSED: list[tuple[str, str]] = [
     ("image: {digest: 'sha256:12'}", "/image/digest"),
     ("image: {pullPolicy: Sometimes}", "/image/pullPolicy"),
     ("imagePullSecrets: [login]", "/imagePullSecrets/0"),
+    ("minReadySeconds: -1", "/minReadySeconds"),
     ("strategy: {type: BlueGreen}", "/strategy/type"),
     ("strategy: {rollingUpdate: {maxSurge: '1000%'}}", "/strategy/rollingUpdate/maxSurge"),
     ("gpu: {cout: 1}", "/gpu"),
@@ -49,6 +51,9 @@ REFUSED: list[tuple[str, str]] = [
     ("config: {modells: {}}", "/config"),
     ("config: {models: {}}", "/config/models"),
     ("config: {server: {port: 1}}", "/config/server"),
+    ("config: {server: {ssl_keyfile: /k, ssl_certfile: /c}}", "/config/server"),  # probes speak no TLS
+    ("config: {server: {api_key_file: /k}}", "/config/server"),
+    ("config: {server: {insecure_no_auth: true}}", "/config/server"),
     ("auth: {apiKey: secret}", "/auth"),
     ("auth: {secretKey: 'a/b'}", "/auth/secretKey"),
     ("auth: {inferenceSecretKey: 'a/b'}", "/auth/inferenceSecretKey"),
@@ -76,6 +81,7 @@ REFUSED: list[tuple[str, str]] = [
     ),
     ("autoscaling: {keda: {prometheusAddress: prometheus}}", "/autoscaling/keda/prometheusAddress"),
     ("autoscaling: {keda: {threshold: few}}", "/autoscaling/keda/threshold"),
+    ("autoscaling: {keda: {authModes: password}}", "/autoscaling/keda/authModes"),
     ("autoscaling: {vpa: {updateMode: Now}}", "/autoscaling/vpa/updateMode"),
     ("autoscaling: {behavior: {scaleSideways: {}}}", "/autoscaling/behavior"),
     (
@@ -85,16 +91,26 @@ REFUSED: list[tuple[str, str]] = [
     ("monitoring: {podMonitor: {interval: often}}", "/monitoring/podMonitor/interval"),
     ("monitoring: {rules: {runbooks: https://wiki.example.com}}", "/monitoring/rules/runbooks"),
     ("networkPolicy: {ingressFrom: {}}", "/networkPolicy/ingressFrom"),
+    ("networkPolicy: {dnsPorts: [dns]}", "/networkPolicy/dnsPorts/0"),
+    ("networkPolicy: {dnsPorts: []}", "/networkPolicy/dnsPorts"),
     ("ingress: {enabled: true}", "/ingress/hosts"),
     ("ingress: {hosts: [{host: a}]}", "/ingress/hosts/0"),
     ("ingress: {hosts: ['http://a']}", "/ingress/hosts/0"),
     ("httpRoute: {enabled: true}", "/httpRoute/parentRefs"),
     ("httpRoute: {timeout: 1 hour}", "/httpRoute/timeout"),
+    ("extraPublicPaths: [models]", "/extraPublicPaths/0"),
+    ("extraPublicPaths: ['/a//b']", "/extraPublicPaths/0"),
+    ("extraPublicPaths: ['/a/../b']", "/extraPublicPaths/0"),
+    ("extraPublicPaths: [/a, /b, /c, /d]", "/extraPublicPaths"),  # with ours more than a rule may have
+    ("inferencePool: {paths: []}", "/inferencePool/paths"),
+    ("inferencePool: {paths: [v1/]}", "/inferencePool/paths/0"),
     ("inferencePool: {failureMode: FailSoft}", "/inferencePool/failureMode"),
     ("inferencePool: {picker: {image: ''}}", "/inferencePool/picker/image"),
     ("inferencePool: {picker: {refreshInterval: fast}}", "/inferencePool/picker/refreshInterval"),
     ("extraEnv: [{value: x}]", "/extraEnv/0"),
     ("extraEnv: [{name: 'a-b'}]", "/extraEnv/0/name"),
+    ("extraEnv: [{name: HELIXFLOW_SSL_CERTFILE, value: /c}]", "/extraEnv/0/name"),
+    ("extraEnv: [{name: HELIXFLOW_PORT, value: '1'}]", "/extraEnv/0/name"),
     ("extraVolumes: [{emptyDir: {}}]", "/extraVolumes/0"),
     ("extraVolumeMounts: [{name: x}]", "/extraVolumeMounts/0"),
     ("sidecars: [{image: x}]", "/sidecars/0"),
@@ -108,6 +124,10 @@ COMPARED: list[tuple[str, str]] = [
         "terminationGracePeriodSeconds (90) must be more than",
     ),
     ("{replicas: 2, cache: {persistence: {enabled: true}}}", "several pods need ReadWriteMany"),
+    (
+        "{replicas: 2, cache: {persistence: {enabled: true, existingClaim: mine}}}",
+        "several pods need ReadWriteMany",
+    ),
     ("autoscaling: {minReplicas: 5, maxReplicas: 4}", "autoscaling.minReplicas must not be more"),
     ("autoscaling: {minReplicas: 0, hpa: {enabled: true}}", "keeps at least 1 pod"),
     ("autoscaling: {minReplicas: 0, keda: {enabled: true}}", "nothing would ever start one"),
@@ -184,6 +204,24 @@ def _with(values: Any, place: tuple[str, ...], value: Any) -> Any:
 def test_helm_3_refuses_too(helm_3: Helm, values: str) -> None:
     with pytest.raises(RefusedError):
         helm_3.release(**yaml.safe_load(values))
+
+
+def test_a_setting_is_refused_as_a_flag_a_variable_or_a_key_of_the_server_section() -> None:
+    """Whatever the chart itself sets, or its probes could not cope with."""
+    places = SCHEMA["properties"]
+    flags, variables = (
+        rule["not"]["pattern"]
+        for rule in (
+            places["server"]["properties"]["extraArgs"]["items"],
+            places["extraEnv"]["items"]["properties"]["name"],
+        )
+    )
+    keys = places["config"]["properties"]["server"]["not"]["anyOf"]
+    settings = {key for rule in keys for key in rule["required"]}
+    assert "ssl_keyfile" in settings
+    for setting in settings:
+        assert re.search(flags, f"--{setting.replace('_', '-')}=x")
+        assert re.search(variables, f"HELIXFLOW_{setting.upper()}")
 
 
 def test_every_value_has_a_rule_and_every_rule_a_value() -> None:

@@ -14,7 +14,13 @@ from tests.chart.helm import Helm, Object, Release, Releases
 from tests.server.running import RunningServer, running_server
 
 KEY = "0123456789abcdef0123456789abcdef"
-SCRIPTED = {"models": {"one": {"source": "scripted", "preload": True}, "two": {"source": "scripted"}}}
+SCRIPTED = {
+    "models": {
+        "bge": {"source": "scripted", "task": "embed"},
+        "one": {"source": "scripted", "preload": True},
+        "two": {"source": "scripted"},
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +81,20 @@ def test_a_scrape_needs_no_key(releases: Releases, server: RunningServer, kind: 
     assert "vllm:num_requests_waiting" in server.client.get(endpoint["path"]).text
 
 
+# The metrics that the endpoint picker (v1.0.1) reads unless a flag names others; pkg/epp/server/runserver.go.
+PICKER_METRICS = {
+    "total-queued-requests-metric": "vllm:num_requests_waiting",
+    "kv-cache-usage-percentage-metric": "vllm:gpu_cache_usage_perc",
+    "lora-info-metric": "vllm:lora_requests_info",
+}
+
+
 def test_the_picker_finds_what_it_scrapes(releases: Releases, server: RunningServer) -> None:
     pod = releases["inferencepool"].one("Deployment", "picker")["spec"]["template"]["spec"]
-    (path,) = (
-        arg.partition("=")[2] for arg in pod["containers"][0]["args"] if "model-server-metrics-path" in arg
-    )
-    page = server.client.get(path).text
-    for name in ("vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "vllm:lora_requests_info"):
-        assert name in page
+    flags = dict(arg.removeprefix("--").split("=", 1) for arg in pod["containers"][0]["args"])
+    page = server.client.get(flags["model-server-metrics-path"]).text
+    for flag, default in PICKER_METRICS.items():
+        assert f"\n{flags.get(flag, default)}{{" in page or f"\n{flags.get(flag, default)} " in page
 
 
 def test_helm_test_lists_models_asks_one_and_streams(
@@ -96,6 +108,17 @@ def test_helm_test_lists_models_asks_one_and_streams(
         "completion",
         "stream",
     ]
+
+
+def test_helm_test_asks_a_model_what_it_is_for(
+    release: Release, server: RunningServer, tmp_path: Path
+) -> None:
+    done = _smoke_test(release, tmp_path, BASE_URL=server.url, API_KEY=KEY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("from one") == 2  # and not from bge, which is listed first
+    done = _smoke_test(release, tmp_path, BASE_URL=server.url, API_KEY=KEY, MODEL="bge")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("from bge") == 1
 
 
 def test_helm_test_fails_without_the_key_or_the_model(

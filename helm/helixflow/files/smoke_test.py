@@ -1,7 +1,7 @@
 """What `helm test` runs in the cluster: the list of models, one completion and one stream of a release.
 
-Reads BASE_URL, MODEL (empty: the first listed), TIMEOUT_S and, where there is one, API_KEY. Knows nothing of
-Kubernetes.
+Reads BASE_URL, MODEL (empty: the first that generates text), TIMEOUT_S and, where there is one, API_KEY. A
+model that makes embeddings is asked for one. Knows nothing of Kubernetes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 import httpx
 
@@ -19,29 +20,51 @@ def main() -> int:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout_s = float(os.environ["TIMEOUT_S"])
     with httpx.Client(base_url=os.environ["BASE_URL"], headers=headers, timeout=timeout_s) as client:
-        names = models(client)
-        model = os.environ["MODEL"] or names[0]
-        completion(client, model)
-        stream(client, model)
+        tasks = models(client)
+        model = os.environ["MODEL"] or likely_to_talk(tasks)
+        if tasks.get(model) == "embed":
+            embedding(client, model)
+        else:
+            completion(client, model)
+            stream(client, model)
     return 0
 
 
-def models(client: httpx.Client) -> list[str]:
-    """The names of all models that the server offers."""
+def models(client: httpx.Client) -> dict[str, str]:
+    """The task of every model that the server offers: generate, embed or, perhaps, auto before a load."""
     answer = client.get("/v1/models").raise_for_status().json()
-    names: list[str] = [entry["id"] for entry in answer["data"]]
-    if not names:
+    tasks: dict[str, str] = {entry["id"]: entry["task"] for entry in answer["data"]}
+    if not tasks:
         raise SystemExit("FAILED: the server lists no model; see models.yaml in the release's ConfigMap")
-    say("models", ", ".join(names))
-    return names
+    say("models", ", ".join(tasks))
+    return tasks
+
+
+def likely_to_talk(tasks: dict[str, str]) -> str:
+    """The first model that generates text, else the first that may."""
+    return min(tasks, key=lambda name: ("generate", "auto", "embed").index(tasks[name]))
 
 
 def completion(client: httpx.Client, model: str) -> None:
     """One answer in one piece."""
-    answer = client.post("/v1/chat/completions", json=question(model)).raise_for_status().json()
+    answer = asked(client, "/v1/chat/completions", question(model))
     if answer["usage"]["completion_tokens"] < 1:
         raise SystemExit(f"FAILED: {model} answered without a token: {answer}")
     say("completion", f"{answer['usage']['completion_tokens']} tokens from {model}")
+
+
+def embedding(client: httpx.Client, model: str) -> None:
+    """One vector."""
+    answer = asked(client, "/v1/embeddings", {"model": model, "input": "Say hello."})
+    say("embedding", f"{len(answer['data'][0]['embedding'])} numbers from {model}")
+
+
+def asked(client: httpx.Client, path: str, body: dict[str, object]) -> Any:
+    """The answer; ends the test with what the server says against the request."""
+    response = client.post(path, json=body)
+    if response.is_error:
+        raise SystemExit(f"FAILED: {path} answered {response.status_code}: {response.text}")
+    return response.json()
 
 
 def stream(client: httpx.Client, model: str) -> None:

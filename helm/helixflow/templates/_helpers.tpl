@@ -83,6 +83,11 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end }}
 
+{{- /* What is published, as JSON; one that ends in a slash is the beginning of many. All else (/models/*, /metrics) is about one pod. */}}
+{{- define "helixflow.publicPaths" -}}
+{{- concat (list "/v1/" "/api/v1/" "/tokenize" "/detokenize" "/openapi.json") .Values.extraPublicPaths | toJson }}
+{{- end }}
+
 {{- /* Where `helm test` finds a key; empty where the server asks for none, or all that we know is a file of many. */}}
 {{- define "helixflow.testKey" -}}
 {{- if not .Values.auth.insecure }}
@@ -107,10 +112,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end }}
 
-{{- /* A claim of ours that only one node may write; of somebody else's claim we know nothing. */}}
+{{- /* A claim that only one node may write. */}}
 {{- define "helixflow.isSingleWriter" -}}
 {{- with .Values.cache.persistence }}
-{{- if and .enabled (not .existingClaim) (not (has "ReadWriteMany" .accessModes)) }}true{{ end }}
+{{- if and .enabled (not (has "ReadWriteMany" .accessModes)) }}true{{ end }}
 {{- end }}
 {{- end }}
 
@@ -135,7 +140,7 @@ rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
 {{- fail (printf "terminationGracePeriodSeconds (%v) must be more than server.preStopSeconds + server.shutdownTimeoutSeconds (%v), or pods are killed while they drain" .Values.terminationGracePeriodSeconds $least) }}
 {{- end }}
 {{- if and (include "helixflow.isSingleWriter" .) (include "helixflow.isMany" .) }}
-{{- fail "cache.persistence.accessModes: several pods need ReadWriteMany; or set cache.persistence.enabled to false" }}
+{{- fail "cache.persistence.accessModes: several pods need ReadWriteMany (say so here of existingClaim too); or set cache.persistence.enabled to false" }}
 {{- end }}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
 {{- fail "autoscaling.minReplicas must not be more than autoscaling.maxReplicas" }}

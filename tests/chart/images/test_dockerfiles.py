@@ -15,7 +15,9 @@ import pytest
 
 from tests.chart.helm import REPOSITORY, Releases
 from tests.chart.images.dockerfile import Dockerfile, expanded, read
-from tests.server.running import free_port, running_server
+from tests.server.certificates import make_certificate
+from tests.server.running import RunningServer, free_port, running_server
+from tests.server.test_faults import until
 
 PATHS = (REPOSITORY / "Dockerfile", REPOSITORY / "Dockerfile.gpu")
 
@@ -107,23 +109,37 @@ def test_the_version_is_the_packages(dockerfile: Dockerfile) -> None:
     assert f'version = "{version}"' in (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_the_health_check_sees_whether_the_server_answers(dockerfile: Dockerfile, tmp_path: Path) -> None:
-    check = dockerfile.stages["runtime"].one("HEALTHCHECK").text.partition("CMD ")[2]
-    program, *arguments = json.loads(check)
+def checked(dockerfile: Dockerfile, port: int, **variables: str) -> int:
+    """The exit status of the health check, run here."""
+    program, *arguments = json.loads(
+        dockerfile.stages["runtime"].one("HEALTHCHECK").text.partition("CMD ")[2]
+    )
     assert program == "python"
+    env = {**os.environ, **variables, "HELIXFLOW_PORT": str(port)}
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, check=False).returncode
 
-    def checked(port: int) -> int:
-        env = {**os.environ, "HELIXFLOW_PORT": str(port)}
-        return subprocess.run(
-            [sys.executable, *arguments], env=env, capture_output=True, check=False
-        ).returncode
 
+def test_the_health_check_sees_whether_the_server_answers(dockerfile: Dockerfile, tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text("models: {one: {source: scripted}}")
-    assert checked(free_port()) != 0
+    assert checked(dockerfile, free_port()) != 0
     with running_server(config) as server:
         server.wait_until("/health/live")
-        assert checked(server.port) == 0
+        assert checked(dockerfile, server.port) == 0
+
+
+def test_the_health_check_speaks_tls_where_the_server_does(dockerfile: Dockerfile, tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text("models: {one: {source: scripted}}")
+    certificate, key = make_certificate(tmp_path), tmp_path / "tls.key"
+    tls = {"HELIXFLOW_SSL_CERTFILE": str(certificate), "HELIXFLOW_SSL_KEYFILE": str(key)}
+    server = RunningServer(config, env=tls)
+    try:
+        until(lambda: "is ready on https" in server.log)
+        assert checked(dockerfile, server.port, **tls) == 0
+        assert checked(dockerfile, server.port) != 0
+    finally:
+        server.stop()
 
 
 def test_variables_are_expanded() -> None:
