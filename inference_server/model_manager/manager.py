@@ -72,7 +72,7 @@ class ModelManager:
         )
         self._waiting = Waiting(self._lifecycle, clock, observer or NullObserver())
         names = [name for name, spec in catalog.models.items() if spec.preload]
-        self._preloader = Preloader(names, self.load)
+        self._preloader = self._preloader_of(names)
         self._later_preloaders: list[Preloader] = []  # of reloads
         self._files = Files(launcher, settings, clock)
         self._num_users = 0  # acquirers and leases
@@ -247,8 +247,15 @@ class ModelManager:
         """In the background; readiness does not wait for what a reload brings."""
         if names and not self._is_draining:
             self._later_preloaders = [p for p in self._later_preloaders if not p.done.is_set()]
-            self._later_preloaders.append(Preloader(names, self.load))
+            self._later_preloaders.append(self._preloader_of(names))
             self._later_preloaders[-1].start()
+
+    def _preloader_of(self, names: list[str]) -> Preloader:
+        return Preloader(names, self.load, self._is_preloaded)
+
+    def _is_preloaded(self, name: str) -> bool:
+        spec = self._catalog.models.get(name)
+        return spec is not None and spec.preload
 
     # ------------------------------------------------------------ what others may know
 
