@@ -47,6 +47,11 @@ CROWDS = (
     ("pinned", "most", "gpu"),
     ("huge", "all", "small"),
 )
+CHANGES: dict[str, dict[str, Any]] = {
+    "rename": {"aliases": ("alias",)},
+    "another context": {"max_model_len": 7},
+    "another source": {"source": "elsewhere"},
+}
 SETTLED = (ModelState.UNLOADED, ModelState.READY, ModelState.SLEEPING, ModelState.FAILED)
 indices = st.integers(0, 2)  # of the few models that one run is about
 seconds = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0, 20.0])
@@ -66,6 +71,7 @@ class User:
             async with house.acquire(self.model, wait_s, keep_alive_s=keep_alive_s) as lease:
                 assert not lease.worker.closed.done()
                 assert not lease.worker.is_asleep
+                assert lease.folder == f"folder-of-{lease.spec.source}"
                 self.lease = lease
                 try:
                     await self.let_go.wait()
@@ -189,7 +195,9 @@ class ManagerMachine(RuleBasedStateMachine):
         self.told_to(index, "sleep" if asleep else "wake")
         self.time_passes(3.0)
 
-    @rule(index=indices, verb=st.sampled_from(["unload", "unload", "load", "sleep", "sleep", "wake"]))
+    @rule(
+        index=indices, verb=st.sampled_from(["unload", "unload", "load", "sleep", "sleep", "wake", "folder"])
+    )
     def told_to(self, index: int, verb: str) -> None:
         async def obey() -> None:
             with contextlib.suppress(errors.Unavailable, errors.UnknownModel, errors.SleepUnsupported):
@@ -200,7 +208,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
         self.run(begin())
 
-    @rule(index=indices, how=st.sampled_from(["remove", "restore", "restore", "rename", "another context"]))
+    @rule(index=indices, how=st.sampled_from(["remove", "restore", "restore", *CHANGES]))
     def reconfigure(self, index: int, how: str) -> None:
         manager, name = self.house.manager, self.hot[index]
         models = dict(manager.catalog.models)
@@ -209,15 +217,21 @@ class ManagerMachine(RuleBasedStateMachine):
         elif how == "restore":
             models[name] = self.entries[name]
         elif name in models:
-            change = {"aliases": ("alias",)} if how == "rename" else {"max_model_len": 7}
             models = {n: msgspec.structs.replace(spec, aliases=()) for n, spec in models.items()}
-            models[name] = msgspec.structs.replace(models[name], **change)
+            models[name] = msgspec.structs.replace(models[name], **CHANGES[how])
 
         async def reload() -> None:
             manager.reload(Catalog(models=models, memory=manager.catalog.memory))
 
         if models:
             self.run(reload())
+
+    @rule(index=indices, how=st.sampled_from([*CHANGES, "restore"]), duration_s=seconds)
+    def reconfigure_while_its_files_come(self, index: int, how: str, duration_s: float) -> None:
+        self.told_to(index, "folder")
+        self.a_few_turns(3)
+        self.reconfigure(index, how)
+        self.time_passes(duration_s)
 
     @rule(index=indices, falling_asleep=st.booleans(), out_of_memory=st.booleans())
     def next_change_of_tier_fails(self, index: int, falling_asleep: bool, out_of_memory: bool) -> None:
