@@ -274,7 +274,7 @@ class _Startup:
 
     def hand_over(self, handle: WorkerHandle) -> None:
         self._handle = handle
-        if self.connection.exited.done():
+        if self.connection.is_closed or self.connection.exited.done():
             handle.connection_closed("ended right after it was ready")
 
     def _receive(self, message: protocol.FromChild) -> None:
