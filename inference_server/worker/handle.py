@@ -113,6 +113,9 @@ class Worker(Protocol):
     async def stop(self) -> None:
         """Fail what runs, ask, wait, kill. Returns when the process is gone and its memory is free."""
 
+    def kill(self) -> None:
+        """End the process at once, also while somebody waits for it to stop; `closed` resolves soon."""
+
 
 class _Stream:
     """What comes for one request. `is_finished`: the worker has forgotten it, so nothing is left to abort."""
@@ -227,6 +230,10 @@ class WorkerHandle:
             connection.kill()
         await connection.terminate()
         self.connection_closed(self._death_reason)
+
+    def kill(self) -> None:
+        """See `Worker.kill`."""
+        self._kill(self._death_reason or "was killed")
 
     # ------------------------------------------------------------ called by the connection
 

@@ -24,6 +24,7 @@ from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
 from inference_server.model_manager.eviction import EvictionPolicy
 from inference_server.model_manager.lease import Lease
+from inference_server.model_manager.manager import LAST_GRACE_S
 from inference_server.model_manager.states import ModelState
 from tests.model_manager.fakes import FakeLauncher, House, build_house
 from tests.model_manager.virtual_time import VirtualLoop, settle
@@ -106,6 +107,7 @@ class ManagerMachine(RuleBasedStateMachine):
         collate=st.booleans(),
         min_residency=seconds,
         max_swap_wait=seconds,
+        ends_early=st.sampled_from([False, False, False, True]),
     )
     def build(
         self,
@@ -114,9 +116,10 @@ class ManagerMachine(RuleBasedStateMachine):
         kill_s: float,
         sleep_s: float,
         can_sleep: bool,
+        ends_early: bool,
         **settings: Any,
     ) -> None:
-        self.hot = hot
+        self.hot, self.ends_early = hot, ends_early
         settings["eviction_policy"] = str(settings.pop("policy"))
 
         async def build() -> House:
@@ -317,7 +320,9 @@ class ManagerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if hasattr(self, "house"):
-                self.run(self._everybody_is_answered())
+                if not self.ends_early:
+                    self.run(self._everybody_is_answered())
+                self.run(self._the_server_ends())
                 self.nothing_broke_unseen()
                 assert self.users == []
         finally:
@@ -337,9 +342,18 @@ class ManagerMachine(RuleBasedStateMachine):
             assert status.name in self.house.manager.catalog.models
         assert len(self.house.manager.snapshot()) == len(self.house.manager.catalog.models)
         assert await self.house.manager.drain(0)
+
+    async def _the_server_ends(self) -> None:
+        """At once, but for the time that a load takes to be gone."""
+        started_s = self.loop.time()
         await self.house.manager.stop()
+        assert self.loop.time() - started_s <= self.house.launcher.kill_s + 3 * LAST_GRACE_S
         assert self.house.launcher.alive == set()
         assert all(self.house.manager.budget.reserved_bytes(device) == 0 for device in BUDGET)
+        for user in self.users:
+            user.let_go.set()
+        await settle()
+        assert all(task.done() for task in self.background)
 
 
 QUICK = settings(
