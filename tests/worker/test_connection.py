@@ -1,4 +1,4 @@
-"""A worker's end is noticed whatever becomes of its socket. The workers here are small programs."""
+"""What a child's channel and process do at awkward moments. The children here are small programs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,17 @@ from inference_server.types import MemoryReport
 from inference_server.worker import protocol
 from inference_server.worker.channel import encode
 from inference_server.worker.handle import Worker
-from inference_server.worker.launcher import ForkServer
-from tests.worker.children import TIMEOUT_S, ignore_progress, launcher_of, load_message, request, run, text_of
+from inference_server.worker.launcher import ForkServer, ProgressCallback
+from tests.worker.children import (
+    TIMEOUT_S,
+    ignore_progress,
+    launcher_of,
+    load_message,
+    request,
+    run,
+    text_of,
+    turns_later,
+)
 
 READY = protocol.Ready(
     memory=MemoryReport(weights_bytes=1, kv_cache_bytes=1, workspace_bytes=0, rss_bytes=0),
@@ -36,7 +45,7 @@ BEGINNING = """
 import os, socket, sys
 channel = socket.socket(fileno=int(sys.argv[1]))
 channel.recv(65536)
-def say_ready():
+def say_ready():  # and before, how far it has come
     channel.sendall(bytes.fromhex(sys.argv[2]))
 def live_on():
     os.read(0, 1)  # until the test is over
@@ -60,9 +69,10 @@ class OneProgram(ForkServer):
 
     def _fork(self) -> tuple[int, int, socket.socket]:
         ours, theirs = socket.socketpair()
+        said = encode(protocol.Progress(stage="load")) + encode(READY)
         with theirs:
             self.child = subprocess.Popen(
-                [sys.executable, "-c", BEGINNING + self._program, str(theirs.fileno()), encode(READY).hex()],
+                [sys.executable, "-c", BEGINNING + self._program, str(theirs.fileno()), said.hex()],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
             )
@@ -74,12 +84,12 @@ class OneProgram(ForkServer):
 
 
 @asynccontextmanager
-async def launching(tmp_path: Path, program: str) -> AsyncIterator[asyncio.Task[Worker]]:
+async def launching(
+    tmp_path: Path, program: str, on_progress: ProgressCallback = ignore_progress
+) -> AsyncIterator[asyncio.Task[Worker]]:
     server = OneProgram(program)
     try:
-        yield asyncio.create_task(
-            launcher_of(server).launch(load_message(tmp_path), ignore_progress), name="launch"
-        )
+        yield asyncio.create_task(launcher_of(server).launch(load_message(tmp_path), on_progress))
     finally:
         server.end()
 
@@ -130,5 +140,22 @@ def test_what_a_worker_says_before_it_ends_is_heard(tmp_path: Path) -> None:
             assert worker.ready == READY
             await worker.closed
             await worker.stop()
+
+    run(check())
+
+
+@pytest.mark.parametrize("num_turns", range(5))
+def test_a_load_that_is_cancelled_as_it_becomes_ready_is_cancelled(tmp_path: Path, num_turns: int) -> None:
+    cancelled: list[bool] = []
+
+    async def check() -> None:
+        def arrived(progress: protocol.Progress) -> None:  # `Ready` is in the same bytes
+            turns_later(num_turns, lambda: cancelled.append(launch.cancel()))
+
+        async with launching(tmp_path, "say_ready(); live_on()", arrived) as launch:
+            await asyncio.wait({launch})
+            assert launch.cancelled() is any(cancelled)
+            if not launch.cancelled():
+                await launch.result().stop()
 
     run(check())
