@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 from inference_server import errors
 from inference_server.config.catalog import Catalog
@@ -32,6 +33,10 @@ from inference_server.model_manager.states import ModelState
 from inference_server.model_manager.status import DeviceUsage, ModelStatus
 from inference_server.model_manager.waiting import Wait, Waiting
 from inference_server.worker.launcher import WorkerLauncher
+
+LAST_GRACE_S = (
+    0.25  # for a worker to end by itself when the server does, which keeps a second for all its ends
+)
 
 
 class ModelManager:
@@ -72,7 +77,7 @@ class ModelManager:
         )
         self._waiting = Waiting(self._lifecycle, clock, observer or NullObserver())
         names = [name for name, spec in catalog.models.items() if spec.preload]
-        self._preloader = Preloader(names, self.load)
+        self._preloader = self._preloader_of(names)
         self._later_preloaders: list[Preloader] = []  # of reloads
         self._files = Files(launcher, settings, clock)
         self._num_users = 0  # acquirers and leases
@@ -117,12 +122,9 @@ class ModelManager:
         await self._files.stop()
         self._lifecycle.table.ring()
         records = list(self._lifecycle.table.records.values())
-        loads = {load for record in records if (load := self._lifecycle.arrivals.cancel(record))}
-        if loads:
-            await asyncio.wait(loads)
-        departures = {task for record in records if (task := self._expel(record))}
-        if departures:
-            await asyncio.wait(departures)
+        for record in records:
+            self._lifecycle.arrivals.cancel(record)
+        await asyncio.gather(*map(self._end, records))
 
     async def stop_preloading(self) -> None:
         """Begin no further preload; a load that somebody waits for goes on."""
@@ -247,8 +249,15 @@ class ModelManager:
         """In the background; readiness does not wait for what a reload brings."""
         if names and not self._is_draining:
             self._later_preloaders = [p for p in self._later_preloaders if not p.done.is_set()]
-            self._later_preloaders.append(Preloader(names, self.load))
+            self._later_preloaders.append(self._preloader_of(names))
             self._later_preloaders[-1].start()
+
+    def _preloader_of(self, names: list[str]) -> Preloader:
+        return Preloader(names, self.load, self._is_preloaded)
+
+    def _is_preloaded(self, name: str) -> bool:
+        spec = self._catalog.models.get(name)
+        return spec is not None and spec.preload
 
     # ------------------------------------------------------------ what others may know
 
@@ -316,6 +325,21 @@ class ModelManager:
 
     def _record(self, name: str) -> ModelRecord:
         return self._lifecycle.table.records[self._catalog.resolve(name).name]
+
+    async def _end(self, record: ModelRecord) -> None:
+        """Return when no process of the model is left; its load has been cancelled."""
+        if record.load is not None:
+            await self._hasten(record, record.load)
+        if (departure := self._expel(record)) is not None:
+            await self._hasten(record, departure)
+
+    async def _hasten(self, record: ModelRecord, task: asyncio.Task[Any]) -> None:
+        """Wait for a task that ends the model's worker, and kill that if it takes long over it."""
+        done, _ = await asyncio.wait({task}, timeout=LAST_GRACE_S)
+        if not done:
+            if record.residency is not None:
+                record.residency.worker.kill()
+            await asyncio.wait({task})
 
     def _expel(self, record: ModelRecord) -> asyncio.Task[None] | None:
         """Let a model depart without waiting for its leases."""

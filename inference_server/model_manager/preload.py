@@ -16,13 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 class Preloader:
-    """One run over `names`. `done` is set when it is over, however it went; `error` is why it failed."""
+    """One run over `names`. `done` is set when it is over, however it went; `error` is why it failed.
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], Awaitable[None]]) -> None:
+    A name that is not `wanted` any more when its turn comes, or when its load fails, is passed over.
+    """
+
+    def __init__(
+        self, names: Sequence[str], load: Callable[[str], Awaitable[None]], wanted: Callable[[str], bool]
+    ) -> None:
         self.done = asyncio.Event()
         self.error: HelixFlowError | None = None
         self._names = tuple(names)
         self._load = load
+        self._wanted = wanted
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -50,12 +56,17 @@ class Preloader:
             self.done.set()
 
     async def _load_with_retries(self, name: str) -> None:
-        for delay_s in RETRY_DELAYS_S:
+        for delay_s in (*RETRY_DELAYS_S, None):
+            if not self._wanted(name):
+                return
             try:
                 await self._load(name)
             except HelixFlowError as error:
+                if not self._wanted(name):
+                    return
+                if delay_s is None:
+                    raise
                 logger.warning("preloading %s failed, next try in %g s: %s", name, delay_s, error.message)
-                await asyncio.sleep(delay_s)
             else:
                 return
-        await self._load(name)
+            await asyncio.sleep(delay_s)

@@ -15,12 +15,15 @@ from typing import cast
 from inference_server.worker.channel import encode, frames_from_child
 from inference_server.worker.protocol import FromChild, ToChild
 
+UNREAD_S = 1.0  # for what a process sent before it ended
+
 
 class ChildConnection(asyncio.Protocol):
     """Sends messages to a child, hands its messages to `on_message`, and knows when the process is gone.
 
     `exited` resolves once the kernel says that the process has ended (its memory is free again).
-    `on_closed` runs once, when the socket closes or the stream becomes unreadable.
+    `on_closed` runs once, when the socket closes or the stream becomes unreadable, or a moment after the
+    process has ended, if a helper that it left behind holds the socket open.
     """
 
     def __init__(
@@ -37,7 +40,8 @@ class ChildConnection(asyncio.Protocol):
         self._on_closed = on_closed
         self._frames = frames_from_child()
         self._transport: asyncio.Transport | None = None
-        self._closed = False
+        self._last_words: asyncio.TimerHandle | None = None
+        self.is_closed = False  # `on_closed` has run, or runs
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[None] = loop.create_future()
         loop.add_reader(pidfd, self._process_ended)
@@ -91,16 +95,21 @@ class ChildConnection(asyncio.Protocol):
         self._close("closed its channel")
 
     def _close(self, reason: str) -> None:
-        if not self._closed:
-            self._closed = True
+        if self._last_words is not None:
+            self._last_words.cancel()
+            self._last_words = None
+        if not self.is_closed:
+            self.is_closed = True
             self._on_closed(reason)
         if self._transport is not None:
             self._transport.close()
 
     def _process_ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
         if not self.exited.done():
             self.exited.set_result(None)
-        # The socket may still hold frames that the child sent before it ended; it closes by itself at EOF.
+        if not self.is_closed:  # the socket may still hold frames; it closes by itself at EOF
+            self._last_words = loop.call_later(UNREAD_S, self._close, "ended")

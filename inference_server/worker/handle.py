@@ -16,9 +16,9 @@ from inference_server import errors
 from inference_server.types import EmbeddingRequest, EmbeddingVector, GenerationRequest, TokenDelta
 from inference_server.worker import protocol
 from inference_server.worker.connection import ChildConnection
+from inference_server.worker.elapsed import LOOK_INTERVAL_S, Elapsed
 
 GRACE_S = 5.0  # between Stop and SIGKILL
-WATCH_INTERVAL_S = 1.0
 MIN_SILENCE_S = 3.0  # heartbeats come about once a second: less would kill healthy workers
 
 T = TypeVar("T")
@@ -113,6 +113,9 @@ class Worker(Protocol):
     async def stop(self) -> None:
         """Fail what runs, ask, wait, kill. Returns when the process is gone and its memory is free."""
 
+    def kill(self) -> None:
+        """End the process at once, also while somebody waits for it to stop; `closed` resolves soon."""
+
 
 class _Stream:
     """What comes for one request. `is_finished`: the worker has forgotten it, so nothing is left to abort."""
@@ -152,7 +155,7 @@ class WorkerHandle:
         self._profile: asyncio.Future[None] | None = None  # asked for and not answered
         self._connection: ChildConnection | None = None
         self._death_reason: str | None = None
-        self._last_seen_s = time.monotonic()
+        self._silence = Elapsed(time.monotonic())
         self._watch: asyncio.TimerHandle | None = None
 
     def attach(self, connection: ChildConnection) -> None:
@@ -228,11 +231,15 @@ class WorkerHandle:
         await connection.terminate()
         self.connection_closed(self._death_reason)
 
+    def kill(self) -> None:
+        """See `Worker.kill`."""
+        self._kill(self._death_reason or "was killed")
+
     # ------------------------------------------------------------ called by the connection
 
     def receive(self, message: protocol.FromChild) -> None:
         """One message of the running worker."""
-        self._last_seen_s = time.monotonic()
+        self._silence.restart(time.monotonic())
         match message:
             case protocol.StepOutput(deltas=deltas, vectors=vectors, stats=stats):
                 self.stats = stats
@@ -346,11 +353,11 @@ class WorkerHandle:
             stream.put(item)
 
     def _watch_for_hang(self) -> None:
-        silent_s = time.monotonic() - self._last_seen_s
+        silent_s = self._silence.look(time.monotonic())
         if silent_s > max(self._hang_timeout_s, MIN_SILENCE_S):
             self._kill(f"gave no sign of life for {silent_s:.0f} s and was killed")
             return
-        self._watch = asyncio.get_running_loop().call_later(WATCH_INTERVAL_S, self._watch_for_hang)
+        self._watch = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._watch_for_hang)
 
     def _kill(self, reason: str) -> None:
         self._death_reason = reason

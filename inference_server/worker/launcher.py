@@ -119,7 +119,8 @@ class ForkServer:
         if report is None:
             raise errors.ModelLoadFailed("the fork server is not running")
         try:
-            told = await asyncio.wait_for(asyncio.shield(report), START_TIMEOUT_S)
+            async with asyncio.timeout(START_TIMEOUT_S):  # 3.11's wait_for may swallow a cancellation
+                told = await asyncio.shield(report)
         except TimeoutError:
             self._gone("did not start in time")
             raise errors.ModelLoadFailed(
@@ -266,7 +267,8 @@ class _Startup:
 
     async def outcome(self, timeout_s: float | None) -> protocol.FromChild:
         try:
-            return await asyncio.wait_for(asyncio.shield(self._outcome), timeout_s)
+            async with asyncio.timeout(timeout_s):  # 3.11's wait_for may swallow a cancellation
+                return await asyncio.shield(self._outcome)
         except TimeoutError:
             raise errors.ModelLoadFailed(
                 f"the model was not loaded within {timeout_s:.0f} s; raise --load-timeout if it needs longer"
@@ -274,7 +276,7 @@ class _Startup:
 
     def hand_over(self, handle: WorkerHandle) -> None:
         self._handle = handle
-        if self.connection.exited.done():
+        if self.connection.is_closed or self.connection.exited.done():
             handle.connection_closed("ended right after it was ready")
 
     def _receive(self, message: protocol.FromChild) -> None:

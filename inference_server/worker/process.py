@@ -25,34 +25,44 @@ from inference_server.engine.memory_errors import is_out_of_memory
 from inference_server.engine.text_engine import Engine, EngineFacts, TextEngine
 from inference_server.worker import protocol
 from inference_server.worker.channel import ChildChannel
+from inference_server.worker.elapsed import LOOK_INTERVAL_S, Elapsed
 from inference_server.worker.memory_limit import limit_memory
 from inference_server.worker.profiling import Profiling, Recording
 
-HEARTBEAT_INTERVAL_S = 1.0
 logger = logging.getLogger(__name__)
 
 
 class Activity:
-    """What the main loop is doing, for the watchdog to report. Written by the main thread only."""
+    """What the main loop is doing, for the watchdog to report. `clock` gives monotonic seconds.
 
-    def __init__(self) -> None:
-        self._busy_since_s: float | None = None
+    The main thread says when a job begins and ends, and the watchdog alone asks how long that has lasted.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._busy_since_s: float | None = None  # the main thread's
+        self._counted_since_s: float | None = None  # the watchdog's, and what follows
+        self._elapsed = Elapsed(clock())
 
     def __enter__(self) -> None:
-        self._busy_since_s = time.monotonic()
+        self._busy_since_s = self._clock()
 
     def __exit__(self, *exc_info: object) -> None:
         self._busy_since_s = None
 
-    @property
-    def busy_seconds(self) -> float:
-        """Seconds inside the current step or stage, 0 while waiting for work."""
-        since_s = self._busy_since_s
-        return 0.0 if since_s is None else time.monotonic() - since_s
-
     def restart(self) -> None:
         """A long job made progress: count from now."""
-        self._busy_since_s = time.monotonic()
+        self._busy_since_s = self._clock()
+
+    def busy_seconds(self) -> float:
+        """Seconds inside the current step or stage, 0 while waiting for work. Ask once a heartbeat."""
+        since_s = self._busy_since_s
+        if since_s is None:
+            return 0.0
+        if since_s != self._counted_since_s:
+            self._counted_since_s = since_s
+            self._elapsed.restart(since_s)
+        return self._elapsed.look(self._clock())
 
 
 def run(sock: socket.socket) -> int:
@@ -84,10 +94,10 @@ def _watch(channel: ChildChannel, activity: Activity) -> None:
     poller = select.poll()
     poller.register(channel.fileno(), 0)  # POLLHUP and POLLERR are always reported
     while True:
-        if poller.poll(HEARTBEAT_INTERVAL_S * 1000):
+        if poller.poll(LOOK_INTERVAL_S * 1000):
             os._exit(0)
         try:
-            channel.send(protocol.Heartbeat(busy_seconds=activity.busy_seconds))
+            channel.send(protocol.Heartbeat(busy_seconds=activity.busy_seconds()))
         except OSError:
             os._exit(0)
 

@@ -87,8 +87,11 @@ class FakeWorker:
         self.num_stops += 1
         if self.stop_error is not None:
             raise self.stop_error
-        await asyncio.sleep(self._stop_s)
+        await asyncio.wait({self.closed}, timeout=self._stop_s)
         self.die("was stopped")
+
+    def kill(self) -> None:
+        self.die("was killed")
 
     async def sleep(self) -> None:
         await self._change(self.sleep_errors)

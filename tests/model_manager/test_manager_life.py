@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -117,6 +118,75 @@ def test_stopping_ends_loads_and_workers_whoever_uses_them() -> None:
                 await waiter
         holder.cancel()
         await house.manager.stop()  # once more does no harm
+
+    run(scenario())
+
+
+async def in_use() -> House:
+    house = build_house({"a": 10}, launcher=FakeLauncher(stop_s=5.0))
+    spawn(house.use("a", hold_s=1000))
+    await asyncio.sleep(3)
+    return house
+
+
+async def leaving() -> House:
+    house = build_house({"a": 10}, launcher=FakeLauncher(stop_s=5.0))
+    await house.use("a")
+    spawn(house.manager.unload("a"))
+    await asyncio.sleep(1)
+    return house
+
+
+def can_sleep() -> House:
+    launcher = FakeLauncher(can_sleep=True, sleep_s=5.0, stop_s=5.0)
+    return build_house({"a": 10}, launcher=launcher, asleep={"a": {"cpu": 2}})
+
+
+async def falling_asleep() -> House:
+    house = can_sleep()
+    await house.use("a")
+    spawn(house.manager.sleep("a"))
+    await asyncio.sleep(1)
+    return house
+
+
+async def asleep() -> House:
+    house = can_sleep()
+    await house.use("a")
+    await house.manager.sleep("a")
+    return house
+
+
+async def waking() -> House:
+    house = await asleep()
+    spawn(house.use("a"))
+    await asyncio.sleep(1)
+    return house
+
+
+@pytest.mark.parametrize("begin", [in_use, leaving, falling_asleep, asleep, waking])
+def test_no_worker_keeps_the_server_for_long(begin: Callable[[], Awaitable[House]]) -> None:
+    async def scenario() -> None:
+        house = await begin()
+        started_s = now_s()
+        await house.manager.stop()
+        assert now_s() - started_s < 0.6
+        assert house.launcher.alive == set()
+        assert house.manager.budget.reserved_bytes("cpu") == 0
+        users = asyncio.all_tasks() - {asyncio.current_task()}
+        for user in users:
+            user.cancel()
+        await asyncio.gather(*users, return_exceptions=True)
+
+    run(scenario())
+
+
+def test_a_worker_that_ends_in_time_is_not_killed() -> None:
+    async def scenario() -> None:
+        house = build_house({"a": 10}, launcher=FakeLauncher(stop_s=0.2))
+        await house.use("a")
+        await house.manager.stop()
+        assert await house.launcher.workers["a"].closed == "was stopped"
 
     run(scenario())
 

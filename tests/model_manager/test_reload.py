@@ -11,7 +11,7 @@ from inference_server import errors
 from inference_server.config.catalog import Catalog, MemorySpec, ModelSpec
 from inference_server.model_manager.reload import Reloader, ReloadReport, affects_loading, compare
 from inference_server.model_manager.states import ModelState as S
-from tests.model_manager.fakes import House, build_house, spawn
+from tests.model_manager.fakes import FakeLauncher, House, build_house, spawn
 from tests.model_manager.virtual_time import run, settle
 
 SPEC = ModelSpec(name="a", source="a")
@@ -178,6 +178,45 @@ def test_new_models_marked_preload_are_loaded_in_the_background() -> None:
         await asyncio.sleep(3)
         assert (house.state("a"), house.state("b")) == (S.UNLOADED, S.READY)
         await house.manager.stop()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("fields", [None, {"preload": False}])
+@pytest.mark.parametrize("after_s", [0.5, 1.5, 2.5, 4.5])  # fetching, loading, before its next try, at that
+def test_a_model_that_is_to_be_preloaded_no_more_is_no_failure(
+    after_s: float, fields: dict[str, object] | None
+) -> None:
+    async def scenario() -> None:
+        no = [errors.ModelLoadFailed("no") for _ in range(9)]
+        house = build_house(
+            {"a": 10, "b": 10},
+            launcher=FakeLauncher(launch_errors={"a": no}),
+            a={"preload": True},
+            b={"preload": True},
+        )
+        a, b = house.manager.catalog.models.values()
+        await house.manager.start()
+        await asyncio.sleep(after_s)
+        house.manager.reload(with_models(house, *([changed(a, **fields)] if fields else []), b))
+        await house.manager.preload_done.wait()
+        assert house.manager.is_ready
+        assert house.state("b") is S.READY
+        assert len(house.launcher.launched) <= 3
+
+    run(scenario())
+
+
+def test_a_model_that_is_removed_before_its_turn_to_be_preloaded_is_passed_over() -> None:
+    async def scenario() -> None:
+        house = build_house({"a": 10, "b": 10}, a={"preload": True}, b={"preload": True})
+        a, _ = house.manager.catalog.models.values()
+        await house.manager.start()
+        await asyncio.sleep(0.5)
+        house.manager.reload(with_models(house, a))
+        await house.manager.preload_done.wait()
+        assert house.manager.is_ready
+        assert house.launcher.launched == ["a"]
 
     run(scenario())
 

@@ -24,6 +24,7 @@ from inference_server.config.catalog import Catalog
 from inference_server.config.settings import Settings
 from inference_server.model_manager.eviction import EvictionPolicy
 from inference_server.model_manager.lease import Lease
+from inference_server.model_manager.manager import LAST_GRACE_S
 from inference_server.model_manager.states import ModelState
 from tests.model_manager.fakes import FakeLauncher, House, build_house
 from tests.model_manager.virtual_time import VirtualLoop, settle
@@ -47,6 +48,11 @@ CROWDS = (
     ("pinned", "most", "gpu"),
     ("huge", "all", "small"),
 )
+CHANGES: dict[str, dict[str, Any]] = {
+    "rename": {"aliases": ("alias",)},
+    "another context": {"max_model_len": 7},
+    "another source": {"source": "elsewhere"},
+}
 SETTLED = (ModelState.UNLOADED, ModelState.READY, ModelState.SLEEPING, ModelState.FAILED)
 indices = st.integers(0, 2)  # of the few models that one run is about
 seconds = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0, 20.0])
@@ -66,6 +72,7 @@ class User:
             async with house.acquire(self.model, wait_s, keep_alive_s=keep_alive_s) as lease:
                 assert not lease.worker.closed.done()
                 assert not lease.worker.is_asleep
+                assert lease.folder == f"folder-of-{lease.spec.source}"
                 self.lease = lease
                 try:
                     await self.let_go.wait()
@@ -100,6 +107,7 @@ class ManagerMachine(RuleBasedStateMachine):
         collate=st.booleans(),
         min_residency=seconds,
         max_swap_wait=seconds,
+        ends_early=st.sampled_from([False, False, False, True]),
     )
     def build(
         self,
@@ -108,9 +116,10 @@ class ManagerMachine(RuleBasedStateMachine):
         kill_s: float,
         sleep_s: float,
         can_sleep: bool,
+        ends_early: bool,
         **settings: Any,
     ) -> None:
-        self.hot = hot
+        self.hot, self.ends_early = hot, ends_early
         settings["eviction_policy"] = str(settings.pop("policy"))
 
         async def build() -> House:
@@ -189,7 +198,9 @@ class ManagerMachine(RuleBasedStateMachine):
         self.told_to(index, "sleep" if asleep else "wake")
         self.time_passes(3.0)
 
-    @rule(index=indices, verb=st.sampled_from(["unload", "unload", "load", "sleep", "sleep", "wake"]))
+    @rule(
+        index=indices, verb=st.sampled_from(["unload", "unload", "load", "sleep", "sleep", "wake", "folder"])
+    )
     def told_to(self, index: int, verb: str) -> None:
         async def obey() -> None:
             with contextlib.suppress(errors.Unavailable, errors.UnknownModel, errors.SleepUnsupported):
@@ -200,7 +211,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
         self.run(begin())
 
-    @rule(index=indices, how=st.sampled_from(["remove", "restore", "restore", "rename", "another context"]))
+    @rule(index=indices, how=st.sampled_from(["remove", "restore", "restore", *CHANGES]))
     def reconfigure(self, index: int, how: str) -> None:
         manager, name = self.house.manager, self.hot[index]
         models = dict(manager.catalog.models)
@@ -209,15 +220,21 @@ class ManagerMachine(RuleBasedStateMachine):
         elif how == "restore":
             models[name] = self.entries[name]
         elif name in models:
-            change = {"aliases": ("alias",)} if how == "rename" else {"max_model_len": 7}
             models = {n: msgspec.structs.replace(spec, aliases=()) for n, spec in models.items()}
-            models[name] = msgspec.structs.replace(models[name], **change)
+            models[name] = msgspec.structs.replace(models[name], **CHANGES[how])
 
         async def reload() -> None:
             manager.reload(Catalog(models=models, memory=manager.catalog.memory))
 
         if models:
             self.run(reload())
+
+    @rule(index=indices, how=st.sampled_from([*CHANGES, "restore"]), duration_s=seconds)
+    def reconfigure_while_its_files_come(self, index: int, how: str, duration_s: float) -> None:
+        self.told_to(index, "folder")
+        self.a_few_turns(3)
+        self.reconfigure(index, how)
+        self.time_passes(duration_s)
 
     @rule(index=indices, falling_asleep=st.booleans(), out_of_memory=st.booleans())
     def next_change_of_tier_fails(self, index: int, falling_asleep: bool, out_of_memory: bool) -> None:
@@ -303,7 +320,9 @@ class ManagerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if hasattr(self, "house"):
-                self.run(self._everybody_is_answered())
+                if not self.ends_early:
+                    self.run(self._everybody_is_answered())
+                self.run(self._the_server_ends())
                 self.nothing_broke_unseen()
                 assert self.users == []
         finally:
@@ -323,9 +342,18 @@ class ManagerMachine(RuleBasedStateMachine):
             assert status.name in self.house.manager.catalog.models
         assert len(self.house.manager.snapshot()) == len(self.house.manager.catalog.models)
         assert await self.house.manager.drain(0)
+
+    async def _the_server_ends(self) -> None:
+        """At once, but for the time that a load takes to be gone."""
+        started_s = self.loop.time()
         await self.house.manager.stop()
+        assert self.loop.time() - started_s <= self.house.launcher.kill_s + 3 * LAST_GRACE_S
         assert self.house.launcher.alive == set()
         assert all(self.house.manager.budget.reserved_bytes(device) == 0 for device in BUDGET)
+        for user in self.users:
+            user.let_go.set()
+        await settle()
+        assert all(task.done() for task in self.background)
 
 
 QUICK = settings(

@@ -159,6 +159,19 @@ def test_a_stream_that_outlasts_the_drain_is_ended(write_config: WriteConfig) ->
         assert server.process.wait(timeout=10) == 0
 
 
+@pytest.mark.slow
+def test_a_server_that_was_stopped_and_goes_on_takes_no_worker_for_silent(write_config: WriteConfig) -> None:
+    config = write_config("models: {m: {source: scripted, preload: true}}\n")
+    with running_server(config, "--hang-timeout", "3s") as server:
+        pid = worker_pid(server)
+        os.kill(server.process.pid, signal.SIGSTOP)
+        time.sleep(5)
+        os.kill(server.process.pid, signal.SIGCONT)
+        time.sleep(2.5)  # it has looked twice
+        assert server.chat("x", model="m").status_code == 200
+        assert worker_pid(server) == pid
+
+
 def test_a_fault_in_one_model_never_reaches_another(write_config: WriteConfig) -> None:
     config = write_config(
         "models:\n"

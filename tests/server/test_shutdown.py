@@ -121,6 +121,21 @@ def test_who_is_not_done_in_time_is_told_why_and_the_server_is_gone_by_then(
     assert 7 < time.monotonic() - told_s < 8
 
 
+def test_a_worker_inside_a_long_step_does_not_keep_the_server(write_config: WriteConfig) -> None:
+    config = write_config("models: {stuck: {source: 'scripted:?hang_step=2', preload: true}}\n")
+    with running_server(config, "--shutdown-timeout", "1500ms") as server:
+        family = server.children()
+        with server.client.stream("POST", "/v1/chat/completions", json=stream_body("stuck")) as response:
+            received = events(response)
+            next(received)
+            told_s = time.monotonic()
+            server.signal(signal.SIGTERM)
+            assert json.loads(list(received)[-1])["error"]["code"] == "shutting_down"
+        assert server.process.wait(timeout=10) == 0
+        assert time.monotonic() - told_s < 4
+    until(lambda: not any(is_alive(pid) for pid in family), timeout_s=2)
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_server_and_workers_at_once(
     server: RunningServer, second: signal.Signals

@@ -97,6 +97,15 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
+def turns_later(num_turns: int, do: Callable[[], object]) -> None:
+    """Do it when the loop has gone round so many times."""
+    loop = asyncio.get_running_loop()
+    if num_turns == 0:
+        do()
+    else:
+        loop.call_soon(turns_later, num_turns - 1, do)
+
+
 def is_alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
     try:

@@ -23,6 +23,7 @@ from tests.worker.children import (
     request,
     run,
     text_of,
+    turns_later,
     until,
 )
 
@@ -125,6 +126,23 @@ def test_a_cancelled_load_leaves_no_process(tmp_path: Path) -> None:
             loading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await loading
+            await no_child_is_left(server)
+
+    run(check())
+
+
+@pytest.mark.parametrize("num_turns", range(4))
+def test_a_load_that_is_cancelled_as_the_fork_server_becomes_ready_is_cancelled(
+    tmp_path: Path, num_turns: int
+) -> None:
+    async def check() -> None:
+        async with fork_server() as server:
+            server.start()
+            assert server._report is not None
+            launch = asyncio.create_task(launcher_of(server).launch(load_message(tmp_path), ignore_progress))
+            server._report.add_done_callback(lambda _: turns_later(num_turns, launch.cancel))
+            with pytest.raises(asyncio.CancelledError):
+                await launch
             await no_child_is_left(server)
 
     run(check())
