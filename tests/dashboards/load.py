@@ -48,7 +48,6 @@ def use(server: RunningServer) -> None:
     assert server.chat("hello", model="broken").status_code == 503
     assert server.chat("fault:error:decode", model="one").status_code == 500
     break_a_stream(server, "one")
-    fill_the_queue(server, "one")
     assert server.chat("hello", model="never-heard-of").status_code == 404
     sleep_and_wake(server, "one")
     leave_early(server, "one")
@@ -68,27 +67,15 @@ def sleep_and_wake(server: RunningServer, model: str) -> None:
     assert server.chat("hello", model=model).status_code == 200
 
 
-def fill_the_queue(server: RunningServer, model: str) -> None:
-    """Beside an answer there is no room for as many as could come alone."""
-    with answering(server, model):
-        assert server.chat("hello", model=model, n=5).status_code == 429
-
-
-@contextlib.contextmanager
-def answering(server: RunningServer, model: str) -> Iterator[None]:
-    """A client that leaves in the middle of its answer, at the end of the block."""
+def leave_early(server: RunningServer, model: str) -> None:
+    """A client that goes in the middle of its answer. Beside it is no room for as many as could come alone."""
     body = {"model": model, "stream": True, "ignore_eos": True, "max_tokens": 1000}
     body["messages"] = [{"role": "user", "content": "hello"}]
     url = f"{server.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=body, timeout=30) as response:
-        next(response.iter_lines())
-        yield
-
-
-def leave_early(server: RunningServer, model: str) -> None:
-    """A client that goes after the first token."""
-    with answering(server, model):
-        pass
+        lines = response.iter_lines()  # its end would end the response
+        next(lines)
+        assert server.chat("hello", model=model, n=5).status_code == 429
     deadline_s = time.monotonic() + 10
     while re.search(CANCELLED.format(model=model), server.client.get("/metrics").text) is None:
         assert time.monotonic() < deadline_s, "the client left, and nobody noticed"
