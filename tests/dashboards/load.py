@@ -68,7 +68,7 @@ def sleep_and_wake(server: RunningServer, model: str) -> None:
 
 
 def leave_early(server: RunningServer, model: str) -> None:
-    """A client that goes in the middle of its answer. Beside it is no room for as many as could come alone."""
+    """A client that goes while it is answered; beside that is no room for as many as could come alone."""
     body = {"model": model, "stream": True, "ignore_eos": True, "max_tokens": 1000}
     body["messages"] = [{"role": "user", "content": "hello"}]
     url = f"{server.url}/v1/chat/completions"
