@@ -147,7 +147,7 @@ async def _run(
         serving = asyncio.create_task(http.serve(sockets=[sock]))
         serving.add_done_callback(lambda _: stop.set())  # whoever cannot listen any more serves nobody
         try:
-            ending_s = min(ENDING_S, settings.shutdown_timeout / 3) + _flush_s(settings, tracer)
+            ending_s = _ending_s(settings) + _flush_s(settings, tracer)
             return await _live(settings, sock, manager, services.door, stop, display, ending_s)
         finally:
             await manager.stop()  # before the listener: streams that are left get their error event
@@ -201,6 +201,11 @@ async def _take_leave(settings: Settings, manager: ModelManager, door: Door, end
         logger.warning("%d requests did not finish in time and were ended", door.num_requests)
 
 
+def _ending_s(settings: Settings) -> float:
+    """What workers and connections get of it, at its end."""
+    return min(ENDING_S, settings.shutdown_timeout / 3)
+
+
 def _flush_s(settings: Settings, tracer: Tracer) -> float:
     """What the last spans get of the time to shut down."""
     return min(tracer.flush_s, settings.shutdown_timeout / 6)
@@ -225,7 +230,7 @@ class _HttpServer(uvicorn.Server):
                 root_path=settings.root_path,
                 ssl_keyfile=settings.ssl_keyfile,
                 ssl_certfile=settings.ssl_certfile,
-                timeout_graceful_shutdown=2,
+                timeout_graceful_shutdown=_ending_s(settings) / 3,  # type: ignore[arg-type]  # any number
             )
         )
 
@@ -327,7 +332,8 @@ def _spare_collections() -> None:
 def _say_ready(settings: Settings, port: int, manager: ModelManager) -> None:
     """What a newcomer copies; a program that reads log lines gets one."""
     scheme = "https" if settings.ssl_certfile else "http"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = settings.host.strip("[]")
+    host = f"[{host}]" if ":" in host else host
     url = f"{scheme}://{host}:{port}"
     models = manager.snapshot()
     model = next((status.name for status in models if status.spec.preload), models[0].name)

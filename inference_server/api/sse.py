@@ -16,7 +16,7 @@ from inference_server.api.disconnect import CancelOnDisconnect, ClientDisconnect
 from inference_server.api.errors import error_body
 from inference_server.api.schemas.answers import event
 from inference_server.api.status import WAITING, loading_status
-from inference_server.errors import HelixFlowError, InternalError
+from inference_server.errors import HelixFlowError, InternalError, ShuttingDown
 from inference_server.worker.protocol import Progress
 
 DONE = b"data: [DONE]\n\n"
@@ -143,6 +143,12 @@ class EventStream:
         except ClientDisconnected:
             if not writer.is_started:
                 raise
+        except asyncio.CancelledError:  # by the server's end, which waits no longer
+            if writer.is_started:
+                ended = ShuttingDown("the server stopped before the stream had ended")
+                await writer.write(self._error_event(ended))
+                await writer.finish()
+            raise
         finally:
             writer.stop()
 

@@ -11,7 +11,7 @@ from inference_server.cli.arguments import VerbParser, add_json_flag, add_settin
 from inference_server.cli.configured import read_configuration
 from inference_server.cli.terminal import Terminal
 from inference_server.cli.values import kv_cache, model_value, shown
-from inference_server.config.configuration import Configuration
+from inference_server.config.configuration import Configuration, check_certificate
 from inference_server.config.setting_keys import SETTINGS
 from inference_server.config.settings import Settings
 from inference_server.config.spec import MemorySpec, ModelSpec
@@ -39,6 +39,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     """Prints the tables; ConfigError goes up, unless JSON is wanted."""
     try:
         configuration = read_configuration(flags_of(args), terminal)
+        check_certificate(configuration)
     except ConfigError as error:
         if not args.json:
             raise

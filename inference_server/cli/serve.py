@@ -10,6 +10,7 @@ from inference_server.cli.configured import read_configuration
 from inference_server.cli.display import progress_display, progress_log
 from inference_server.cli.terminal import Terminal
 from inference_server.config.catalog import Catalog
+from inference_server.config.configuration import check_certificate
 from inference_server.config.settings import changed_settings
 from inference_server.errors import ConfigError
 
@@ -52,6 +53,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
             "no model to serve: name one (helixflow serve org/name), or list some in ./models.yaml "
             "(or in the file that --config names)"
         )
+    check_certificate(configuration)
     from inference_server.app import serve
 
     def read_again() -> Catalog:

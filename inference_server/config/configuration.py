@@ -135,22 +135,33 @@ def _check_files(resolved: ResolvedSettings, folder: Path) -> None:
         value = getattr(resolved.settings, name)
         if value is not None and not (folder / value).is_file():
             raise ConfigError(f"{resolved.origins[name]}: no such file: {value}", param=name)
-    if resolved.settings.ssl_certfile is not None:
-        _check_certificate(resolved, folder)
 
 
-def _check_certificate(resolved: ResolvedSettings, folder: Path) -> None:
+def check_certificate(configuration: Configuration, folder: Path = Path()) -> None:
+    """For who is to serve with it; others need not even be allowed to read the key.
+
+    Raises:
+        ConfigError: certificate and key cannot be read, or do not belong together.
+    """
+    settings = configuration.settings
+    if settings.ssl_certfile is None:
+        return
     import ssl  # tens of milliseconds, which most commands need not spend
 
-    certificate = folder / str(resolved.settings.ssl_certfile)
-    key = folder / str(resolved.settings.ssl_keyfile)
+    where = configuration.settings_origins["ssl_certfile"]
+    certificate, key = folder / str(settings.ssl_certfile), folder / str(settings.ssl_keyfile)
     try:
         # With an empty password, or OpenSSL would ask the terminal for that of an encrypted key.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except PermissionError as error:
+        raise ConfigError(
+            f"{where}: {certificate.name} and {key.name} may not be read: {error.strerror}",
+            param="ssl_certfile",
+        ) from None
     except OSError as error:
         raise ConfigError(
-            f"{resolved.origins['ssl_certfile']}: {certificate.name} and {key.name} are not a certificate "
-            f"chain and its private key, in PEM and unencrypted: {error.strerror}",
+            f"{where}: {certificate.name} and {key.name} are not a certificate chain and its private key, "
+            f"in PEM and unencrypted: {error.strerror}",
             param="ssl_certfile",
         ) from None
 

@@ -136,9 +136,11 @@ def _is_short(prompt: ChatPrompt | TextPrompt, max_chars: int) -> bool:
 
 def _left(num_chars: int, value: Any) -> int:
     """What a value leaves of so many characters. It is not read further once there are none."""
+    num_chars -= 1
     if isinstance(value, str):
         return num_chars - len(value)
-    num_chars -= 1
+    if isinstance(value, int):
+        return num_chars - value.bit_length() // 3  # its digits
     if isinstance(value, Mapping):
         value = chain.from_iterable(value.items())
     elif not isinstance(value, (list, tuple)):

@@ -316,6 +316,26 @@ def test_a_cancellation_from_elsewhere_stays_one() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_cut_off_by_the_servers_end_is_told_so(tmp_path: Path, stream: bool) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, loads=False)
+        async with server.connected(CHATS, {**CHAT, "stream": stream}) as connection:
+            await server.launcher.launching.wait()
+            if stream:
+                await connection.until(": ")
+            server.door.announce_leaving()
+            assert connection.task is not None
+            connection.task.cancel()  # uvicorn waits for no request for ever
+            with pytest.raises(asyncio.CancelledError):
+                await connection.task
+            assert connection.status == (200 if stream else 503)
+            assert '"code":"shutting_down"' in connection.text
+            assert not connection.sent[-1].get("more_body", False)
+
+    run(scenario())
+
+
 def test_leaving_while_the_body_is_sent_is_no_error_of_ours(tmp_path: Path) -> None:
     async def scenario() -> None:
         server = Server(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.config.configuration import Configuration, load_configuration
+from inference_server.config.configuration import Configuration, check_certificate, load_configuration
 from inference_server.config.settings import Settings
 from inference_server.errors import ConfigError
 from tests.server.certificates import make_certificate
@@ -161,9 +161,11 @@ def test_a_certificate_and_its_key_are_looked_into(folder: Path) -> None:
     make_certificate(folder)
     (folder / "other").mkdir()
     make_certificate(folder / "other")
-    assert load(folder, ssl_keyfile="tls.key", ssl_certfile="tls.crt").settings.ssl_certfile == "tls.crt"
+    check_certificate(load(folder, ssl_keyfile="tls.key", ssl_certfile="tls.crt"), folder)
+    check_certificate(load(folder), folder)
     (folder / "no.pem").write_text("no certificate")
     pairs = (("no.pem", "tls.key"), ("tls.crt", "no.pem"), ("tls.crt", "other/tls.key"))
     for certificate, key in pairs:
+        found = load(folder, ssl_keyfile=key, ssl_certfile=certificate)  # enough for who serves nothing
         with pytest.raises(ConfigError, match=r"--ssl-certfile: .* are not a certificate chain"):
-            load(folder, ssl_keyfile=key, ssl_certfile=certificate)
+            check_certificate(found, folder)

@@ -72,6 +72,8 @@ LONG_CHATS = (
     ChatPrompt((called("x" * 101),)),
     ChatPrompt((called({"x" * 101: 1}),)),
     ChatPrompt((called([[]] * 101),)),
+    ChatPrompt((called([""] * 101),)),
+    ChatPrompt((called(10**400),)),
     ChatPrompt(({"role": "assistant", "content": "", "reasoning_content": "x" * 101},)),
     ChatPrompt(({"role": "user", "content": ""},), tools=({"function": {"name": "x" * 101}},)),
     ChatPrompt(({"role": "user", "content": ""},), variables={"date_string": "x" * 101}),

@@ -17,5 +17,6 @@ def test_the_address_of_all_machines_takes_both_kinds_of_clients(tmp_path: Path,
     config = tmp_path / "models.yaml"
     config.write_text("models: {m: {source: scripted}}\n", encoding="utf-8")
     with running_server(config, "--host", host, "--insecure-no-auth") as server:
+        assert f"ready on http://[::]:{server.port}" in server.log
         for client in ("127.0.0.1", "[::1]"):
             assert httpx.get(f"http://{client}:{server.port}/livez").status_code == 200

@@ -7,6 +7,7 @@ then holds none that the end of the server could cut under a request.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -16,9 +17,10 @@ from collections.abc import Callable, Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inference_server.api.errors import internal_error_response
+from inference_server.api.errors import error_response, internal_error_response
 from inference_server.api.middleware.access import caller_of
 from inference_server.api.middleware.path import route_path
+from inference_server.errors import ShuttingDown
 from inference_server.telemetry.metrics import Metrics
 from inference_server.tracing.account import RequestAccount, headline, log_fields
 from inference_server.tracing.context import context_from
@@ -102,6 +104,11 @@ class ObservationMiddleware:
                 raise  # in the middle of an answer: uvicorn logs it and closes the connection
             logger.exception("request %s has failed", request_id)
             await internal_error_response(scope)(scope, receive, observed)
+        except asyncio.CancelledError:
+            if status == UNSENT and self._is_leaving():  # the server waits no longer
+                ended = ShuttingDown("the server stopped before the request had ended")
+                await error_response(ended, scope)(scope, receive, observed)
+            raise
         finally:
             self._metrics.connections.dec()
             caller = caller_of(scope)
