@@ -21,13 +21,16 @@ _VOCABULARIES = (
     "model.safetensors.index.json",
 )  # large, and hold no settings
 _CODE_KEYS = ("auto_map", "custom_generate", "custom_pipelines")
+# With these, transformers would take other weights or other settings than the ones that are inspected.
+_REDIRECTIONS = ("transformers_weights", "configuration_files", "attribute_map")
 
 
 def inspect_folder(folder: Path, *, allow_pickle: bool, trust_remote_code: bool) -> None:
     """Refuse what must not or cannot be loaded.
 
     Raises:
-        ConfigError: the checkpoint would run code, has only pickled weights, or is an adapter.
+        ConfigError: the checkpoint would run code, has only pickled weights, is an adapter, or leads the
+            loader to other files.
         FetchFailed: a file is missing or damaged.
     """
     if (folder / "adapter_config.json").exists():
@@ -35,10 +38,21 @@ def inspect_folder(folder: Path, *, allow_pickle: bool, trust_remote_code: bool)
             "this is an adapter, not a model; merge it into its base model first", param="source"
         )
     config = read_config(folder)
+    _refuse_redirections(config)
     if not trust_remote_code:
         _refuse_code(folder)
     if config.get("model_type") != "scripted":
         _check_weights(folder, allow_pickle=allow_pickle)
+
+
+def _refuse_redirections(config: dict[str, object]) -> None:
+    found = next((key for key, value in _walk(config) if key in _REDIRECTIONS and value), None)
+    if found is not None:
+        raise ConfigError(
+            f"config.json leads to files or settings that are not inspected ({found}); "
+            "remove this key and name the weights model.safetensors",
+            param="source",
+        )
 
 
 def _refuse_code(folder: Path) -> None:
