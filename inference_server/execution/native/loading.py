@@ -189,7 +189,10 @@ def _model(
     max_model_len: int,
 ) -> Model:
     architecture = source.architecture
-    ropes = {name: rotary_table(config, name, max_model_len) for name in dict.fromkeys(architecture.ropes)}
+    ropes = {
+        name: rotary_table(config, name, max_model_len, architecture.head_dim)
+        for name in dict.fromkeys(architecture.ropes)
+    }
     offsets = dict(zip(ropes, np.cumsum([0, *(table.size for table in ropes.values())]), strict=False))
     layers[:, ROPE] = [offsets[name] for name in architecture.ropes]
     return Model(
