@@ -37,8 +37,10 @@ from inference_server.loading.blocks_file import read_blocks
 
 _PACKAGE = Path(__file__).parent.parent.parent
 _PACKING_SOURCES = (  # whatever decides which bytes stand in a packed file
-    "execution/native/model.py", "execution/native/packed_file.py", "execution/native/packing.py",
-    "execution/native/weights.py", "loading/blocks.py", "loading/blocks_file.py",
+    "checkpoints/block_headers.py", "checkpoints/native.py", "checkpoints/native_weights.py",
+    "execution/admission.py", "execution/native/architecture.py", "execution/native/model.py",
+    "execution/native/packed_file.py", "execution/native/packing.py", "execution/native/weights.py",
+    "loading/blocks.py", "loading/blocks_file.py", "loading/nibbles.py",
 )  # fmt: skip
 logger = logging.getLogger(__name__)
 
