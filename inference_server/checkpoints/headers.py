@@ -15,7 +15,7 @@ import msgspec
 
 from inference_server.errors import FetchFailed
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 32 * 1024 * 1024  # room for some 200 000 tensors in one file
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 

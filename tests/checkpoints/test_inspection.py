@@ -106,6 +106,12 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         inspect(tmp_path)
 
 
+def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
+    for config in ({"num_hidden_layers": 200_000}, {"text_config": {"n_layer": 10**12}}):
+        with pytest.raises(FetchFailed, match=r"layers, the checkpoint has 4 tensors"):
+            inspect(write_folder(tmp_path, LLAMA | config))
+
+
 def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     write_folder(tmp_path, adapter_config={"base_model_name_or_path": "evil/base"})
     with pytest.raises(ConfigError, match="adapter"):
