@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from inference_server.checkpoints.facts import read_config
 from inference_server.checkpoints.native import native_cpu
@@ -165,6 +166,19 @@ def test_a_layout_that_is_not_what_transformers_reads_is_refused(
     monkeypatch.setattr(native, "read_config", lambda folder: other)
     with pytest.raises(ModelLoadFailed, match="32 for intermediate_size"):
         build(folder, None)
+
+
+def test_a_tied_head_in_the_checkpoint_must_be_the_embedding(tmp_path: Path) -> None:
+    folder = save_tiny_model("llama", tmp_path / "m", native=True)
+    expected = answer(build(folder, None).engine)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert answer(build(folder, None).engine) == expected
+    tensors["lm_head.weight"][3, 5] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadFailed, match="tie_word_embeddings: false"):
+        build(folder, tmp_path / "cache")
 
 
 @pytest.mark.model

@@ -29,6 +29,7 @@ from inference_server.execution.native.weights import (
     OnProgress,
     TensorFolder,
     arena_layout,
+    check_tied_head,
     pack_matrices,
     read_vectors,
 )
@@ -142,6 +143,8 @@ def _pack(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack every matrix to `write`; returns vectors and layers."""
     with TensorFolder(source.folder) as tensors:
+        if source.architecture.is_tied:
+            check_tied_head(tensors)
         pack_matrices(
             layout,
             tensors,
