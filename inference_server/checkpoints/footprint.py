@@ -31,6 +31,7 @@ __all__ = ["ModelFacts", "kv_bytes_per_token", "model_facts", "stored_weight_byt
 
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_FLOATS = ("F", "BF")  # how the names of all of them begin, with 8 bits and less, too: the loader widens them
 _NF4_BLOCK = 64  # weights per absmax value
 _NF4_GROUP = 256  # scales per scale of scales
 _NF4_BYTES_PER_LINEAR = 4 * (16 + 256 + 1)  # two quantization maps, and an offset
@@ -38,13 +39,13 @@ _IN_A_LAYER = re.compile(r"(^|\.)(layers|h|blocks|block|layer)\.\d+\.")
 # Not nn.Linear in transformers 5: fused experts, routers, embeddings inside layers, norms.
 _NEVER_LINEAR = re.compile(r"\.(experts|embed\w*|\w*norm\w*|router|gate)\.")
 _CONV1D = re.compile(r"\.c_(attn|fc|proj)\.")  # gpt2 stores these as [in, out]
-_OUTPUT_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 
 
 def weight_bytes(folder: Path, *, quantization: str, dtype: str) -> int:
     """Bytes of a plain checkpoint's weights once loaded as `dtype` ("auto": as stored) with `quantization`.
 
-    Scripted models take nothing.
+    An output head beside the embedding it is tied to counts: the loader reads both, and keeps both if they
+    differ. Scripted models take nothing.
 
     Raises:
         FetchFailed: the files are damaged.
@@ -53,7 +54,7 @@ def weight_bytes(folder: Path, *, quantization: str, dtype: str) -> int:
     if quantization not in ("none", "bnb-nf4", "bnb-int8"):
         raise ConfigError(f"quantization {quantization!r} is unknown", param="quantization")
     config = read_config(folder)
-    tensors = _without_tied_head(read_checkpoint(folder), config)
+    tensors = read_checkpoint(folder)
     itemsize = _itemsize(_load_dtype(dtype, config, tensors))
     return sum(_tensor_bytes(name, tensor, quantization, itemsize) for name, tensor in tensors.items())
 
@@ -68,7 +69,7 @@ def stored_weight_bytes(folder: Path, *, dtype: str, unpacks: bool) -> int:
         ConfigError: the dtype is unknown.
     """
     config = read_config(folder)
-    tensors = _without_tied_head(read_checkpoint(folder), config)
+    tensors = read_checkpoint(folder)
     itemsize = _itemsize(_load_dtype(dtype, config, tensors))
     if unpacks:
         return unpacked_weights(tensors, config) * itemsize
@@ -79,7 +80,7 @@ def stored_weight_bytes(folder: Path, *, dtype: str, unpacks: bool) -> int:
 
 
 def _tensor_bytes(name: str, tensor: TensorInfo, quantization: str, itemsize: int) -> int:
-    if tensor.dtype not in _FLOAT_NAMES:
+    if not tensor.dtype.startswith(_FLOATS):
         return tensor.nbytes
     if quantization == "none" or not _is_convertible(name, tensor):
         return tensor.num_elements * itemsize
@@ -94,14 +95,6 @@ def _is_convertible(name: str, tensor: TensorInfo) -> bool:
     """True for the weight of a linear layer inside a decoder layer; heads and embeddings stay as they are."""
     in_layer = _IN_A_LAYER.search(name) is not None and _NEVER_LINEAR.search(name) is None
     return in_layer and len(tensor.shape) == 2 and name.endswith(".weight")
-
-
-def _without_tied_head(tensors: dict[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    """Some checkpoints store a tied embedding twice; in memory it is there once."""
-    tied = config.get("tie_word_embeddings", text_config(config).get("tie_word_embeddings"))
-    if tied is not True:
-        return tensors
-    return {name: tensor for name, tensor in tensors.items() if name not in _OUTPUT_HEADS}
 
 
 def _load_dtype(dtype: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:

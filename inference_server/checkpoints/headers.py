@@ -15,7 +15,7 @@ import msgspec
 
 from inference_server.errors import FetchFailed
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 32 * 1024 * 1024  # room for some 200 000 tensors in one file
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -98,13 +98,16 @@ def _tensor(entry: _Entry) -> TensorInfo:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files that make up the checkpoint; () if it has none.
 
+    Where there are both, the single file counts and not the index: so transformers chooses, which loads them.
+
     Raises:
         FetchFailed: the sharded index is damaged or names a file outside the folder.
     """
-    index = folder / INDEX_NAME
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if single.is_file():
+        return (single,)
     if not index.is_file():
-        single = folder / SINGLE_NAME
-        return (single,) if single.is_file() else ()
+        return ()
     try:
         names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
     except (msgspec.MsgspecError, OSError) as error:

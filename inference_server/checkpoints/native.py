@@ -31,10 +31,11 @@ class _Family:
     branch_norms: bool = False  # so are the outputs of attention and MLP
     own_head_dim: bool = False  # where the config names none, it is not hidden size / heads
     tied_by_default: bool = False
+    names_kv_heads: bool = True  # a config that names no key-value heads means another number than all heads
 
 
 _FAMILIES: Mapping[str, _Family] = {
-    "llama": _Family(),
+    "llama": _Family(names_kv_heads=False),
     "mistral": _Family(),
     "qwen2": _Family(qkv_bias=True),
     "qwen3": _Family(head_norms=True, own_head_dim=True),
@@ -128,6 +129,9 @@ def _size_obstacles(config: Mapping[str, Any], family: _Family) -> Iterator[str]
             return
     if family.own_head_dim and not is_count(config.get("head_dim")):
         yield "no head_dim in config.json"
+        return
+    if family.names_kv_heads and "num_key_value_heads" not in config:
+        yield "no num_key_value_heads in config.json"
         return
     heads, kv_heads, head_dim = config["num_attention_heads"], _num_kv_heads(config), _head_dim(config)
     if heads % kv_heads:

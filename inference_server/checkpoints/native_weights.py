@@ -170,6 +170,8 @@ def native_weight_bytes(
 def unexpected_weights(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str | None:
     """None if the checkpoint holds just what a supported config promises, else what differs."""
     shape = native_shape(config)
+    if shape.num_layers > len(tensors):
+        return f"config.json names {shape.num_layers} layers, the checkpoint has {len(tensors)} tensors"
     expected = _expected_shapes(config)
     for name, sizes in expected.items():
         found = tensors.get(name)

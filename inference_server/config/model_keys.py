@@ -78,7 +78,7 @@ SAMPLING_KEYS = table(
     ),
     Key("top_k", kinds.integer(0, MAX_TOKENS), "sample among this many most likely tokens; 0: all"),
     Key("min_p", kinds.number(0, 1), "drop tokens below this share of the most likely one's probability"),
-    Key("repetition_penalty", kinds.number(0, 2, above=True), "above 1 discourages any token seen before"),
+    Key("repetition_penalty", kinds.number(0.01, 2), "above 1 discourages any token seen before"),
     Key("presence_penalty", kinds.number(-2, 2), "above 0 discourages tokens already generated"),
     Key(
         "frequency_penalty",

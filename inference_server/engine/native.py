@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 
-from inference_server.checkpoints.facts import model_facts
+from inference_server.checkpoints.facts import model_facts, read_config
 from inference_server.checkpoints.inspection import inspect_folder
+from inference_server.checkpoints.native import native_shape
 from inference_server.engine.contract import Sleepless
 from inference_server.engine.cores import usable_cores
 from inference_server.engine.grammars import Grammars
 from inference_server.engine.native_sleeper import NativeSleeper, native_memory
 from inference_server.engine.scheduling import build_scheduler, num_blocks
 from inference_server.engine.text_engine import EngineFacts, TextEngine
-from inference_server.execution.native.architecture import read_architecture
+from inference_server.execution.native.architecture import check_layout, read_architecture
 from inference_server.execution.native.kernels import load_step
 from inference_server.execution.native.loading import NativeSource, load_native
 from inference_server.execution.native.runner import NativeRunner
@@ -50,6 +51,7 @@ def build_native_engine(
     torch.set_num_threads(1)
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     architecture = read_architecture(config)
+    check_layout(architecture, native_shape(read_config(folder)))
     cache_dir = Path(spec.cache_dir) if spec.cache_dir else None
     load = load_native(
         NativeSource(folder, architecture, spec.quantization, dtype, cache_dir),

@@ -7,6 +7,7 @@ attend to another. So each model is probed at load, and refused with the reason 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,16 +123,31 @@ def _layer_facts(calls: list[tuple[int, nn.Module, AttentionCall]], config: Any)
 
 
 def layer_window(index: int, passed: int | None, config: Any) -> int | None:
-    """The layer's sliding window from its configuration, which the passed one must not contradict."""
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
+    """The layer's sliding window from its configuration, which the passed one must not contradict.
+
+    A key that the family's configuration does not have stands in config.json without effect: its model does
+    not look at it, and nor do we, unless the layer passes a window.
+
+    Raises:
+        ModelLoadFailed: they contradict each other.
+    """
+    is_set = passed is not None or _has(config, "sliding_window")
+    window = getattr(config, "sliding_window", None) if is_set else None
+    if _has(config, "use_sliding_window") and config.use_sliding_window is False:
         window = None
-    layer_types = getattr(config, "layer_types", None)
+    layer_types = config.layer_types if _has(config, "layer_types") else None
     if layer_types and layer_types[index] != "sliding_attention":
         window = None
     if passed is not None and passed != window:
         raise _refused(f"layer {index} attends with a window of {passed}, its configuration says {window}")
     return window
+
+
+def _has(config: Any, name: str) -> bool:
+    """Whether the family's configuration has this setting, and not only this config.json."""
+    family = type(config)
+    declared = hasattr(family, name) or name in getattr(family, "attribute_map", {})
+    return (declared or name in inspect.signature(family).parameters) and hasattr(config, name)
 
 
 def _check_apart(together: torch.Tensor, alone: torch.Tensor, dtype: torch.dtype) -> None:

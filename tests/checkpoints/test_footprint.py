@@ -23,9 +23,10 @@ def test_unquantized_weights_take_elements_times_bytes(tmp_path: Path) -> None:
     assert weight_bytes(folder, quantization="none", dtype="float32") == 4 * num_elements
 
 
-def test_a_tied_head_is_counted_once(tmp_path: Path) -> None:
+def test_a_stored_head_counts_even_if_it_is_tied_as_the_loader_keeps_one_that_differs(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, LLAMA | {"tie_word_embeddings": True})
-    assert weight_bytes(folder, quantization="none", dtype="bfloat16") == 2 * (EMBEDDING + LINEAR + NORM)
+    expected = 2 * (2 * EMBEDDING + LINEAR + NORM)
+    assert weight_bytes(folder, quantization="none", dtype="bfloat16") == expected
 
 
 def test_only_linear_weights_in_layers_are_quantized(tmp_path: Path) -> None:
@@ -58,6 +59,14 @@ def test_gpt2_stores_its_linear_weights_transposed(tmp_path: Path) -> None:
     tensors = {"h.0.attn.c_attn.weight": ("F32", (64, 192))}
     write_safetensors(tmp_path / "model.safetensors", tensors)
     assert weight_bytes(tmp_path, quantization="bnb-int8", dtype="bfloat16") == 64 * 192 + 4 * 192
+
+
+def test_small_floats_that_no_scheme_explains_are_widened_like_any_number(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    name = "model.layers.0.q.weight"
+    write_safetensors(tmp_path / "model.safetensors", {name: ("F8_E4M3", (64, 64))})
+    assert weight_bytes(tmp_path, quantization="none", dtype="float32") == 4 * LINEAR
+    assert weight_bytes(tmp_path, quantization="none", dtype="bfloat16") == 2 * LINEAR
 
 
 FP8 = {"quant_method": "fp8"}

@@ -85,6 +85,15 @@ def test_a_sharded_checkpoint_is_read_through_its_index(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+def test_a_single_file_counts_before_an_index_as_it_does_in_transformers(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model.safetensors", {"single": ("F32", (1,))})
+    write_safetensors(tmp_path / "model-00001-of-00001.safetensors", {"sharded": ("F32", (1,))})
+    index = {"weight_map": {"sharded": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weight_files(tmp_path) == (tmp_path / "model.safetensors",)
+    assert set(read_checkpoint(tmp_path)) == {"single"}
+
+
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x"])
 def test_an_index_never_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"t": name}}))

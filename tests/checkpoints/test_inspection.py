@@ -47,6 +47,25 @@ def test_code_from_elsewhere_needs_trust(tmp_path: Path, stem: str, addition: di
     inspect(tmp_path, trust_remote_code=True)
 
 
+@pytest.mark.parametrize(
+    "addition",
+    [
+        {"transformers_weights": "adapter_model.bin"},
+        {"text_config": {"transformers_weights": "other.safetensors"}},
+        {"configuration_files": ["config.4.0.0.json"]},
+        {"attribute_map": {"transformers_weights": "harmless"}, "harmless": "adapter_model.bin"},
+    ],
+)
+def test_a_config_that_leads_elsewhere_is_refused(tmp_path: Path, addition: dict[str, Any]) -> None:
+    write_folder(tmp_path, LLAMA | addition)
+    with pytest.raises(ConfigError, match="not inspected"):
+        inspect(tmp_path, allow_pickle=True, trust_remote_code=True)
+
+
+def test_an_empty_name_of_other_weights_does_no_harm(tmp_path: Path) -> None:
+    inspect(write_folder(tmp_path, LLAMA | {"transformers_weights": None}))
+
+
 def test_leading_space_hides_nothing(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "generation_config.json").write_text(" " * 5000 + json.dumps({"custom_generate": "x"}))
@@ -85,6 +104,12 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (write_folder(tmp_path) / "model.safetensors").write_bytes(b"")
     with pytest.raises(FetchFailed, match="damaged"):
         inspect(tmp_path)
+
+
+def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
+    for config in ({"num_hidden_layers": 200_000}, {"text_config": {"n_layer": 10**12}}):
+        with pytest.raises(FetchFailed, match=r"layers, the checkpoint has 4 tensors"):
+            inspect(write_folder(tmp_path, LLAMA | config))
 
 
 def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:

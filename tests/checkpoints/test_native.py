@@ -102,6 +102,15 @@ def test_a_family_whose_head_size_does_not_follow_from_others_must_name_it() -> 
     assert native_support(config) == "no head_dim in config.json"
 
 
+def test_only_a_llama_may_leave_out_its_number_of_key_value_heads() -> None:
+    """The other families' configurations mean a fixed number by that, and not as many as there are heads."""
+    config = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+    assert native_support(config) is None
+    for model_type in ("mistral", "qwen2", "qwen3"):
+        assert native_support(config | {"model_type": model_type}) == "no num_key_value_heads in config.json"
+    assert native_support(config | {"model_type": "mistral", "num_key_value_heads": None}) is None
+
+
 def test_a_cpu_needs_avx2_with_fused_multiplication_and_half_floats() -> None:
     assert native_cpu(frozenset({"avx2", "fma", "f16c", "sse2"})) is None
     assert native_cpu(frozenset({"avx2"})) == "this CPU lacks f16c, fma"

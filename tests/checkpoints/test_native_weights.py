@@ -163,6 +163,12 @@ def test_a_checkpoint_that_is_not_what_its_config_promises_is_named(
     assert re.search(reason, str(unexpected_weights(config, _without_none(whole | change))))
 
 
+def test_more_layers_than_tensors_are_named_before_any_is_built() -> None:
+    config = _CONFIGS["llama"].to_dict() | {"num_hidden_layers": 10**12}
+    reason = unexpected_weights(config, {"model.norm.weight": TensorInfo("F32", (64,), 256)})
+    assert reason == f"config.json names {10**12} layers, the checkpoint has 1 tensors"
+
+
 def _without_none(tensors: dict[str, TensorInfo | None]) -> dict[str, TensorInfo]:
     return {name: info for name, info in tensors.items() if info is not None}
 

@@ -174,6 +174,7 @@ def test_unknown_keys_are_refused_at_every_level(text: str, expected: str) -> No
         ("aliases: ['../x']", "expected a name of letters"),
         ("defaults: {temperature: .nan}", "expected a number from 0 to 2"),
         ("defaults: {top_p: 0}", "expected a number above 0 and at most 1"),
+        ("defaults: {repetition_penalty: 1e-40}", "expected a number from 0.01 to 2"),
         ("defaults: 5", "expected `key: value` pairs, got 5"),
         ("source: ''", "expected a non-empty text"),
     ],

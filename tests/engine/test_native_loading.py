@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from inference_server.checkpoints.facts import read_config
 from inference_server.checkpoints.native import native_cpu
 from inference_server.checkpoints.packed import packed_files
+from inference_server.engine import native
 from inference_server.engine.assembly import build_text_engine
 from inference_server.engine.process_memory import process_memory
 from inference_server.engine.text_engine import EngineFacts, TextEngine
-from inference_server.errors import InternalError, SleepUnsupported
+from inference_server.errors import InternalError, ModelLoadFailed, SleepUnsupported
 from inference_server.execution.native import loading
 from inference_server.model_manager.devices import cpu_flags
 from inference_server.types import EngineSpec, GenerationRequest, SamplingParams
@@ -153,6 +156,29 @@ def test_a_changed_checkpoint_is_packed_anew(tmp_path: Path) -> None:
     save_tiny_model("mistral", folder, native=True)
     new = build(folder, cache).engine
     assert answer(new) == answer(build(folder, None).engine) != old
+
+
+def test_a_layout_that_is_not_what_transformers_reads_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model("llama", tmp_path / "m", native=True)
+    other = read_config(folder) | {"intermediate_size": 32}
+    monkeypatch.setattr(native, "read_config", lambda folder: other)
+    with pytest.raises(ModelLoadFailed, match="32 for intermediate_size"):
+        build(folder, None)
+
+
+def test_a_tied_head_in_the_checkpoint_must_be_the_embedding(tmp_path: Path) -> None:
+    folder = save_tiny_model("llama", tmp_path / "m", native=True)
+    expected = answer(build(folder, None).engine)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert answer(build(folder, None).engine) == expected
+    tensors["lm_head.weight"][3, 5] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadFailed, match="tie_word_embeddings: false"):
+        build(folder, tmp_path / "cache")
 
 
 @pytest.mark.model

@@ -9,9 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from inference_server.errors import ModelLoadFailed
-from inference_server.execution.admission import LayerFacts, probe
+from inference_server.execution.admission import LayerFacts, layer_window, probe
 from inference_server.execution.attention.binding import attention_function
 from tests.execution.paged import CPU
 
@@ -92,8 +104,14 @@ class FakeModel(nn.Module):
         return SimpleNamespace(logits=self.head(hidden))
 
 
+class FakeConfig(SimpleNamespace):
+    """A family that knows windows."""
+
+    layer_types = sliding_window = use_sliding_window = None
+
+
 def run_probe(habits: Habits) -> list[LayerFacts]:
-    config = SimpleNamespace(vocab_size=VOCAB_SIZE, num_hidden_layers=habits.num_layers)
+    config = FakeConfig(vocab_size=VOCAB_SIZE, num_hidden_layers=habits.num_layers)
     config.layer_types, config.sliding_window = habits.layer_types, habits.config_window
     if habits.use_sliding_window is not None:
         config.use_sliding_window = habits.use_sliding_window
@@ -129,6 +147,51 @@ def test_a_model_that_keeps_sequences_apart_is_accepted(habits: Habits) -> None:
 )
 def test_a_layers_window_comes_from_the_configuration(habits: Habits, windows: list[int | None]) -> None:
     assert [entry.window for entry in run_probe(habits)] == windows
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        (LlamaConfig(sliding_window=8), None),
+        (LlamaConfig(num_hidden_layers=1, sliding_window=8, layer_types=[_SLIDING]), None),
+        (MistralConfig(sliding_window=8), 8),
+        (
+            MistralConfig(
+                num_hidden_layers=1, sliding_window=8, layer_types=[_FULL], use_sliding_window=False
+            ),
+            8,
+        ),
+        (MistralConfig(sliding_window=None), None),
+        (Qwen2Config(sliding_window=8), None),
+        (Qwen2Config(sliding_window=8, use_sliding_window=True, max_window_layers=0), 8),
+        (Qwen3Config(sliding_window=8, use_sliding_window=True, max_window_layers=0), 8),
+        (Qwen3Config(sliding_window=8, use_sliding_window=True, max_window_layers=9), None),
+        (Gemma2Config(num_hidden_layers=1, sliding_window=8, layer_types=[_SLIDING]), 8),
+        (Gemma3TextConfig(num_hidden_layers=1, sliding_window=8, layer_types=[_FULL]), None),
+        (Phi3Config(sliding_window=8), 8),
+        (GptOssConfig(num_hidden_layers=1, sliding_window=8, layer_types=[_SLIDING]), 8),
+        (GPT2Config(sliding_window=8), None),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_a_window_counts_only_in_families_that_have_windows(config: Any, window: int | None) -> None:
+    assert layer_window(0, None, config) == window
+
+
+def test_a_window_that_a_layer_passes_counts_in_any_family() -> None:
+    assert layer_window(0, 8, LlamaConfig(sliding_window=8)) == 8
+
+
+def test_a_configuration_of_the_models_own_code_has_what_it_takes_by_name() -> None:
+    class Own(PretrainedConfig):
+        def __init__(self, sliding_window: int | None = None, **rest: Any) -> None:
+            super().__init__(**rest)
+            self.sliding_window = sliding_window
+
+    assert layer_window(0, None, Own(sliding_window=8)) == 8
 
 
 GOOD = Habits()

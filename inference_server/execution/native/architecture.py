@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from inference_server.checkpoints.native import NativeShape
+from inference_server.errors import ModelLoadFailed
 from inference_server.execution.admission import layer_window
 from inference_server.execution.native.model import GELU_TANH, SILU
 from inference_server.loading.rope import freeze_batch_dependent_rope
@@ -86,18 +88,51 @@ def read_architecture(config: Any) -> Architecture:
     )
 
 
+def check_layout(architecture: Architecture, shape: NativeShape) -> None:
+    """The layout is made of config.json's own `shape`, and the kernels, which check no bounds, go by ours.
+
+    Raises:
+        ModelLoadFailed: the two differ.
+    """
+    pairs = {
+        "hidden_size": (shape.hidden_size, architecture.hidden_size),
+        "intermediate_size": (shape.intermediate_size, architecture.intermediate_size),
+        "num_hidden_layers": (shape.num_layers, architecture.num_layers),
+        "num_attention_heads": (shape.num_heads, architecture.num_heads),
+        "num_key_value_heads": (shape.num_kv_heads, architecture.num_kv_heads),
+        "head_dim": (shape.head_dim, architecture.head_dim),
+        "vocab_size": (shape.vocab_size, architecture.vocab_size),
+        "tie_word_embeddings": (shape.tied, architecture.is_tied),
+        "the bias of queries, keys and values": (shape.qkv_bias, architecture.has_qkv_bias),
+        "the norms of heads": (shape.head_norms, architecture.has_query_key_norms),
+        "the norms of branches": (shape.branch_norms, architecture.has_branch_norms),
+    }
+    for name, (planned, found) in pairs.items():
+        if planned != found:
+            raise ModelLoadFailed(
+                f"config.json gives {planned} for {name}, transformers reads it as {found}; "
+                "name all sizes in config.json, or use kernels: torch"
+            )
+
+
 def _rope_name(config: Any, layer: int) -> str:
     """Layers of one name share a table: Gemma-3 has one per layer type, the others have one."""
     return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else ""
 
 
-def rotary_table(config: Any, name: str, max_model_len: int) -> np.ndarray:
-    """float32 [max_model_len, 2, head_dim / 2]: cosines and sines per position, as transformers has them."""
+def rotary_table(config: Any, name: str, max_model_len: int, head_dim: int) -> np.ndarray:
+    """float32 [max_model_len, 2, head_dim / 2]: cosines and sines per position, as transformers has them.
+
+    Raises:
+        ModelLoadFailed: transformers rotates more or less of a head.
+    """
     path, _, class_name = _ROTARY[config.model_type].rpartition(".")
     rotary = getattr(importlib.import_module(path), class_name)(config)
     freeze_batch_dependent_rope(rotary, max_model_len)
     positions = torch.arange(max_model_len)[None]
     arguments = (name,) if name else ()
     cosines, sines = rotary(torch.zeros(1, dtype=torch.float32), positions, *arguments)
-    half = cosines.shape[-1] // 2  # the second half repeats the first
+    half = head_dim // 2  # the second half repeats the first
+    if cosines.shape[-1] != head_dim:
+        raise ModelLoadFailed(f"its rotary angles are {cosines.shape[-1]} per head of {head_dim}")
     return torch.stack([cosines[0, :, :half], sines[0, :, :half]], dim=1).numpy()

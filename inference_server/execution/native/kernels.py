@@ -19,6 +19,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 
+from inference_server.checkpoints import native_weights
 from inference_server.execution.native.step import run_step
 
 Step = Callable[..., None]
@@ -34,9 +35,9 @@ def default_cache_dir() -> Path:
 
 
 def sources_key() -> str:
-    """Changes with every source of the kernels and with the compilers' versions."""
+    """Changes with every source of the kernels, of the formats' numbers in them, and with the compilers."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(native_weights.__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
     return digest.hexdigest()[:16]

@@ -29,6 +29,7 @@ from inference_server.execution.native.weights import (
     OnProgress,
     TensorFolder,
     arena_layout,
+    check_tied_head,
     pack_matrices,
     read_vectors,
 )
@@ -37,8 +38,10 @@ from inference_server.loading.blocks_file import read_blocks
 
 _PACKAGE = Path(__file__).parent.parent.parent
 _PACKING_SOURCES = (  # whatever decides which bytes stand in a packed file
-    "execution/native/model.py", "execution/native/packed_file.py", "execution/native/packing.py",
-    "execution/native/weights.py", "loading/blocks.py", "loading/blocks_file.py",
+    "checkpoints/block_headers.py", "checkpoints/native.py", "checkpoints/native_weights.py",
+    "execution/admission.py", "execution/native/architecture.py", "execution/native/model.py",
+    "execution/native/packed_file.py", "execution/native/packing.py", "execution/native/weights.py",
+    "loading/blocks.py", "loading/blocks_file.py", "loading/nibbles.py",
 )  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -140,6 +143,8 @@ def _pack(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack every matrix to `write`; returns vectors and layers."""
     with TensorFolder(source.folder) as tensors:
+        if source.architecture.is_tied:
+            check_tied_head(tensors)
         pack_matrices(
             layout,
             tensors,
@@ -189,7 +194,10 @@ def _model(
     max_model_len: int,
 ) -> Model:
     architecture = source.architecture
-    ropes = {name: rotary_table(config, name, max_model_len) for name in dict.fromkeys(architecture.ropes)}
+    ropes = {
+        name: rotary_table(config, name, max_model_len, architecture.head_dim)
+        for name in dict.fromkeys(architecture.ropes)
+    }
     offsets = dict(zip(ropes, np.cumsum([0, *(table.size for table in ropes.values())]), strict=False))
     layers[:, ROPE] = [offsets[name] for name in architecture.ropes]
     return Model(

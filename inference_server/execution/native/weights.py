@@ -23,7 +23,10 @@ from inference_server.checkpoints.native_weights import (
     BFLOAT16,
     BITS_4,
     BITS_8,
+    EMBEDDING,
+    FINAL_NORM,
     FLOAT32,
+    HEAD,
     Matrix,
     NativeWeights,
     aligned,
@@ -49,7 +52,6 @@ from inference_server.execution.native.model import (
 from inference_server.execution.native.packing import pack_blocks, pack_dense
 from inference_server.loading.blocks import BlockMatrix, quantize_4_bits, quantize_8_bits
 
-_EMBEDDING, _HEAD, _FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _PREFIXES = ("", "language_model.", "model.language_model.")  # text models inside multimodal checkpoints
 
 OnProgress = Callable[[float], None]
@@ -137,6 +139,23 @@ def arena_layout(weights: NativeWeights) -> ArenaLayout:
     return ArenaLayout(plans, tuple(offsets), num_bytes)
 
 
+def check_tied_head(tensors: TensorFolder) -> None:
+    """A head that stands beside the embedding it is tied to must be the same, as transformers demands it.
+
+    Raises:
+        ModelLoadFailed: it is another one, which transformers would use in spite of the configuration.
+    """
+    head = tensors.find(HEAD)
+    if head is None:
+        return
+    embedding = tensors.get(EMBEDDING)
+    if not torch.equal(head.to(embedding.dtype), embedding):
+        raise ModelLoadFailed(
+            f"config.json ties the output head to the embedding, but {HEAD} differs from it; "
+            "set tie_word_embeddings: false in config.json, or use kernels: torch"
+        )
+
+
 def pack_matrices(
     layout: ArenaLayout,
     tensors: TensorFolder,
@@ -176,7 +195,7 @@ def read_vectors(architecture: Architecture, tensors: TensorFolder) -> tuple[np.
     """`Model.vectors`, whose last is the final norm, and `Model.layers` without the rotary tables."""
     vectors = _Vectors()
     layers = _layers(architecture, tensors, vectors)
-    vectors.add(tensors.get(_FINAL_NORM), architecture.norm_offset)
+    vectors.add(tensors.get(FINAL_NORM), architecture.norm_offset)
     return vectors.array(), layers
 
 
