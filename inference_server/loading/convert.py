@@ -118,6 +118,8 @@ def _convert_weights(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from inference_server.loading.gguf_rope import set_rope_scaling
+
     weights = scratch / "weights.gguf"
     _weights_only_file(gguf, header, weights)
     on_progress("convert", 0.2)
@@ -125,6 +127,7 @@ def _convert_weights(
     tokens = header.metadata.get(_TOKENS_KEY)
     if isinstance(tokens, ArrayLength) and f"{header.architecture}.vocab_size" not in header.metadata:
         config.vocab_size = tokens.count
+    set_rope_scaling(config, gguf, header)
     with _remembering_tensor_names():
         model, report = AutoModelForCausalLM.from_pretrained(
             scratch,
