@@ -43,6 +43,7 @@ def set_rope_scaling(config: Any, gguf: Path, header: GgufHeader) -> None:
         FetchFailed: it says what transformers has no words for.
     """
     config = config.get_text_config()
+    _set_rotated_share(config, header)
     said = _metadata(header)
     if _LONG in header.tensors or _SHORT in header.tensors:
         _set(config, _long_and_short(config, gguf, header, said))
@@ -56,6 +57,17 @@ def set_rope_scaling(config: Any, gguf: Path, header: GgufHeader) -> None:
             raise _refusal(f"{scaling['rope_type']} scaling together with {_DIVISORS} is not supported")
         _set_divisors(config, _values(gguf, header, _DIVISORS))
     _set(config, scaling)
+
+
+def _set_rotated_share(config: Any, header: GgufHeader) -> None:
+    """How much of each head is rotated, in families where it may be a part (Phi-4-mini: three quarters)."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    rotated = header.metadata.get(f"{header.architecture}.rope.dimension_count")
+    if "partial_rotary_factor" not in parameters or not isinstance(rotated, int):
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if int(head_dim * parameters["partial_rotary_factor"]) != rotated:
+        config.rope_parameters = parameters | {"partial_rotary_factor": rotated / head_dim}
 
 
 def _metadata(header: GgufHeader) -> dict[str, Any]:

@@ -191,18 +191,25 @@ def test_phi_3s_two_lists_become_longrope(tmp_path: Path) -> None:
     def describe(writer: Writer) -> None:
         writer.add_rope_scaling_orig_ctx_len(4096)
         writer.add_rope_scaling_attn_factors(1.19)
-        with_tensor("rope_factors_long.weight", [2.0, 4.0])(writer)
-        with_tensor("rope_factors_short.weight", [1.0, 1.5])(writer)
+        with_tensor("rope_factors_long.weight", [4.0] * (HEAD_DIM // 2))(writer)
+        with_tensor("rope_factors_short.weight", [1.5] * (HEAD_DIM // 2))(writer)
 
-    config = Phi3Config(hidden_size=16, num_attention_heads=4, max_position_embeddings=131072)
+    config = Phi3Config(hidden_size=HIDDEN, num_attention_heads=HEADS, max_position_embeddings=131072)
     path = write_gguf(tmp_path / "x.gguf", describe=describe)
     set_rope_scaling(config, path, read_gguf_header(path))
     rope = config.rope_parameters
     assert (rope["rope_type"], rope["long_factor"], rope["short_factor"]) == (
         "longrope",
-        [2.0, 4.0],
-        [1.0, 1.5],
+        [4.0] * (HEAD_DIM // 2),
+        [1.5] * (HEAD_DIM // 2),
     )
     assert rope["attention_factor"] == pytest.approx(1.19)
     assert config.original_max_position_embeddings == 4096
     config.validate_rope()
+
+
+def test_a_share_of_the_head_is_rotated_where_the_family_has_that(tmp_path: Path) -> None:
+    config = Phi3Config(hidden_size=4 * 32, num_attention_heads=4, pad_token_id=0)
+    path = write_gguf(tmp_path / "x.gguf")  # rotates HEAD_DIM values of each head
+    set_rope_scaling(config, path, read_gguf_header(path))
+    assert config.rope_parameters["partial_rotary_factor"] == HEAD_DIM / 32
