@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from typing import Any
 from inference_server.checkpoints.cache import reporting_full_disk, require_space
 from inference_server.checkpoints.gguf import ArrayLength, GgufHeader, read_gguf_header
 from inference_server.errors import FetchFailed, HelixFlowError
+from inference_server.loading.completeness import listing
 from inference_server.loading.slim_gguf import write_slim_copy
 
-CONVERTER_VERSION = 2  # raise it when the output changes: it is part of the cache key
+CONVERTER_VERSION = 3  # raise it when the output changes: it is part of the cache key
 _BYTES_PER_PARAMETER = 2  # bfloat16; kept blocks are no larger than the file
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 _TOKENIZER_ARRAYS = (
@@ -42,11 +43,13 @@ def convert_gguf(gguf: Path, out: Path, on_progress: OnProgress) -> None:
     Tensors that the file holds in blocks of 32 are kept as such, too (see `convert_blocks.py`).
 
     Raises:
-        FetchFailed: the file is damaged, transformers does not know its architecture, or the disk is full.
+        FetchFailed: the file is damaged, in parts or lacks tensors, transformers does not know its
+            architecture, or the disk is full.
     """
     from inference_server.loading.convert_blocks import convert_blocks
 
     header = read_gguf_header(gguf)
+    _refuse_part(gguf, header)
     needed_bytes = header.num_parameters * _BYTES_PER_PARAMETER + 2 * header.file_bytes
     require_space(out, needed_bytes)
     with (
@@ -66,7 +69,8 @@ def convert_gguf(gguf: Path, out: Path, on_progress: OnProgress) -> None:
 def convert_pickled(folder: Path, out: Path, on_progress: OnProgress, *, trust_remote_code: bool) -> None:
     """Rewrite pickled weights as safetensors in `out`, which already links the folder's other files.
 
-    Even where the operator allows pickles, torch reads them with `weights_only`.
+    Even where the operator allows pickles, torch reads them with `weights_only`. What they lack is left out:
+    an encoder without a language model's head is complete, and whoever loads the result knows what it needs.
 
     Raises:
         FetchFailed: they cannot be read, or the disk is full.
@@ -77,16 +81,26 @@ def convert_pickled(folder: Path, out: Path, on_progress: OnProgress, *, trust_r
     require_space(out, num_bytes)
     on_progress("convert", None)
     with _as_fetch_failed("the pickled weights cannot be converted"), reporting_full_disk(out, num_bytes):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype="auto",
             use_safetensors=False,
             weights_only=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-        _save_model(model, out)
+        _save_model(model, out, without=report["missing_keys"])
     on_progress("convert", 1.0)
+
+
+def _refuse_part(gguf: Path, header: GgufHeader) -> None:
+    count = header.metadata.get("split.count", 1)
+    if isinstance(count, int) and count > 1:
+        raise FetchFailed(
+            f"{gguf.name} is one of {count} parts of a model; merge them into one file first: "
+            "llama-gguf-split --merge FIRST-PART.gguf MERGED.gguf"
+        )
 
 
 def _convert_tokenizer(gguf: Path, out: Path, scratch: Path) -> None:
@@ -104,6 +118,8 @@ def _convert_weights(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from inference_server.loading.gguf_rope import set_rope_scaling
+
     weights = scratch / "weights.gguf"
     _weights_only_file(gguf, header, weights)
     on_progress("convert", 0.2)
@@ -111,15 +127,19 @@ def _convert_weights(
     tokens = header.metadata.get(_TOKENS_KEY)
     if isinstance(tokens, ArrayLength) and f"{header.architecture}.vocab_size" not in header.metadata:
         config.vocab_size = tokens.count
+    set_rope_scaling(config, gguf, header)
     with _remembering_tensor_names():
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             scratch,
             gguf_file=weights.name,
             config=config,
             dtype=torch.bfloat16,
             local_files_only=True,
+            output_loading_info=True,
             **_dequantize_option(),
         )
+    if missing := report["missing_keys"]:
+        raise FetchFailed(f"the GGUF file is incomplete: of the converted model {listing(missing)}")
     on_progress("convert", 0.8)
     _save_model(model, out)
 
@@ -166,10 +186,11 @@ def _remembering_tensor_names() -> Iterator[None]:
         gguf.get_tensor_name_map = original
 
 
-def _save_model(model: Any, out: Path) -> None:
+def _save_model(model: Any, out: Path, *, without: Collection[str] = ()) -> None:
     """Safetensors in one file where possible; the file replaces a link of the same name, never its target."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        model.save_pretrained(scratch, max_shard_size="50GB")
+        model.save_pretrained(scratch, state_dict=tensors, max_shard_size="50GB")
         for path in Path(scratch).iterdir():
             shutil.move(path, out / path.name)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from inference_server.checkpoints.inspection import inspect_folder
 from inference_server.checkpoints.sentence import DenseModule, SentenceConfig
 from inference_server.errors import ModelLoadFailed
+from inference_server.loading.completeness import require_all_weights
 from inference_server.loading.loader import DTYPES, storage_bytes
 from inference_server.loading.quiet import quiet_libraries
 
@@ -26,6 +26,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Sigmoid": nn.Sigmoid,
     "Tanh": nn.Tanh,
 }
+_UNUSED = ("pooler.",)  # what it computes is never read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +47,29 @@ def load_encoder(
     """Load `folder` onto `device`.
 
     Raises:
-        ModelLoadFailed: the folder is unsafe or damaged, or its model is no encoder or decoder alone.
+        ModelLoadFailed: the folder is unsafe, damaged or lacks weights, or its model is no encoder or decoder
+            alone.
     """
     from transformers import AutoModel
 
     inspect_folder(folder, allow_pickle=False, trust_remote_code=trust_remote_code)
     quiet_libraries()
     target = torch.device(device)
-    encoder: Any = AutoModel.from_pretrained(
+    encoder, report = AutoModel.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
         device_map={"": target},
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=trust_remote_code,
+        output_loading_info=True,
     )
     if encoder.config.is_encoder_decoder:
         raise ModelLoadFailed("encoder-decoder models are not supported for embeddings")
+    require_all_weights(encoder, report, unused=_UNUSED)
     encoder.config.use_cache = False
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # what it computes is never read
+        encoder.pooler = None
     encoder.eval()
     dense = tuple(_load_dense(module, target) for module in sentence.dense)
     return LoadedEncoder(

@@ -18,6 +18,7 @@ from inference_server.checkpoints.facts import read_config
 from inference_server.checkpoints.inspection import inspect_folder
 from inference_server.checkpoints.stored import stored_scheme
 from inference_server.errors import ModelLoadFailed
+from inference_server.loading.completeness import require_all_weights
 from inference_server.loading.quantization import quantization_config, unpacking_config
 from inference_server.loading.quantized import store_for
 from inference_server.loading.quiet import quiet_libraries
@@ -58,7 +59,7 @@ def load_model(
     Weights that are quantized for this load are kept in `cache_dir`, and read from there by the next.
 
     Raises:
-        ModelLoadFailed: the folder is unsafe or damaged, or the architecture cannot be served.
+        ModelLoadFailed: the folder is unsafe, damaged or lacks weights, or its architecture cannot be served.
     """
     from transformers import AutoModelForCausalLM
 
@@ -73,7 +74,7 @@ def load_model(
     if is_filled := store is not None and store.is_filled:
         options = {}  # the saved checkpoint says itself how it is quantized
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             store.path if store is not None and is_filled else folder,
             dtype=torch_dtype,
             attn_implementation=attention,
@@ -82,12 +83,14 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except KeyError as error:
         if error.args != (attention,):
             raise
         # Some older families look the name up in a table of their own.
         raise _no_attention_interface("the model's architecture") from error
+    require_all_weights(model, report)
     if store is not None and not is_filled:
         store.fill(model, storage_bytes(model))
     if unpacks:

@@ -17,6 +17,7 @@ from inference_server.checkpoints.digest import text_key
 from inference_server.checkpoints.packed import FOLDER_ENDING, has_room, make_home, packed_path, sweep
 
 SCHEMES = ("bnb-nf4", "bnb-int8")
+_FORMAT = 2  # raise it when what is saved changes: older folders are then not read
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def store_for(
         folder,
         quantization=quantization,
         dtype=dtype,
-        layout=f"{device.partition(':')[0]} {versions}",
+        layout=f"{device.partition(':')[0]} {versions} {_FORMAT}",
         ending=FOLDER_ENDING,
     )
     return QuantizedStore(path, folder, cache_dir)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -35,8 +35,13 @@ def write_gguf(
     architecture: str = "llama",
     heads: int = HEADS,
     kinds: Mapping[str, gguf.GGMLQuantizationType] = {},
+    layers: int = LAYERS,
+    describe: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
-    """Random matrices in `kinds` by the end of their names ("attn_q"), Q4_1 elsewhere; vectors in float32."""
+    """Random matrices in `kinds` by the end of their names ("attn_q"), Q4_1 elsewhere; vectors in float32.
+
+    `layers`: how many of the layers are there; `describe` adds further metadata and tensors.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     tokens = vocabulary()
     writer.add_name("Tiny")
@@ -61,7 +66,8 @@ def write_gguf(
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_chat_template(CHAT_TEMPLATE)
-    _add_tensors(writer, len(tokens), np.random.default_rng(seed), kinds)
+    _add_tensors(writer, len(tokens), np.random.default_rng(seed), kinds, layers)
+    describe(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -74,6 +80,7 @@ def _add_tensors(
     vocab_size: int,
     random: np.random.Generator,
     kinds: Mapping[str, gguf.GGMLQuantizationType],
+    layers: int,
 ) -> None:
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape).astype(np.float32)
@@ -86,7 +93,7 @@ def _add_tensors(
     kv = HIDDEN // 2
     add("token_embd.weight", vocab_size, HIDDEN)
     add("output_norm.weight", HIDDEN)
-    for layer in range(LAYERS):
+    for layer in range(layers):
         add(f"blk.{layer}.attn_norm.weight", HIDDEN)
         add(f"blk.{layer}.ffn_norm.weight", HIDDEN)
         if writer.arch == "qwen2":

@@ -112,6 +112,25 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_a_file_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "half.gguf", layers=1)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FetchFailed, match=r"incomplete.*9 tensors are missing \(model\.layers\.1\."):
+        convert_gguf(path, tmp_path / "out", lambda *_: None)
+
+
+def test_a_part_of_a_split_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x.gguf", describe=lambda writer: writer.add_uint16("split.count", 3))
+    with pytest.raises(FetchFailed, match=r"one of 3 parts.*llama-gguf-split --merge"):
+        convert_gguf(path, tmp_path, lambda *_: None)
+
+
+def test_a_file_that_was_merged_or_never_split_is_one_part(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x.gguf", describe=lambda writer: writer.add_uint16("split.count", 1))
+    (tmp_path / "out").mkdir()
+    convert_gguf(path, tmp_path / "out", lambda *_: None)
+
+
 def test_a_disk_without_room_is_refused_before_work_starts(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,15 @@ def test_allowed_pickles_become_safetensors(checkpoint: Path, tmp_path: Path) ->
     inspect_folder(prepared, allow_pickle=False, trust_remote_code=False)
 
 
+def test_what_a_pickle_lacks_the_safetensors_lack_too(checkpoint: Path, tmp_path: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["lm_head.weight"]  # as an encoder's, or a decoder's that was saved without its head
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    prepared = run(checkpoint, tmp_path / "cache", allow_pickle=True).folder
+    assert load_file(prepared / "model.safetensors").keys() == weights.keys()
+
+
 def test_a_pickle_that_runs_code_is_refused_even_if_allowed(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     torch.save({"x": _Touch(tmp_path / "ran")}, checkpoint / "pytorch_model.bin")
