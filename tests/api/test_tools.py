@@ -212,6 +212,26 @@ def test_a_conversation_with_calls_and_results_is_written_out(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_a_call_may_come_back_as_clients_put_it_together_from_a_stream(tmp_path: Path) -> None:
+    function = {"name": "add", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}}
+    call = {"index": 0, "id": "c1", "type": "function", "function": function}
+    said = {
+        "role": "assistant", "content": None, "refusal": None, "audio": None, "annotations": None,
+        "function_call": None, "parsed": None, "tool_calls": [call],
+    }  # fmt: skip
+    result = {"role": "tool", "tool_call_id": "c1", "content": "3"}
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        response = await server.chat(messages=[USER, said, result], tools=[ADD])
+        assert response.status_code == 200, response.text
+        told = bytes(token for token in worker.seen[0].prompt_token_ids if token < 256).decode()
+        assert '{"name": "add", "arguments": {"a": 1}}' in told
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
