@@ -141,6 +141,36 @@ def test_a_demanded_call_is_held_to_by_a_grammar_and_streams_its_arguments(tmp_p
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("name", [None, "add"])
+def test_a_demanded_call_goes_before_a_form(tmp_path: Path, path: str, name: str | None) -> None:
+    form = {"type": "json_schema", "name": "out", "schema": {"type": "object", "properties": {}}}
+    flat = {"type": "function", **ADD["function"]}
+    named = {"type": "function", "name": name}
+    fields = (
+        {"messages": [USER], "tools": [ADD], "response_format": {"type": "json_object"}}
+        if path == "/v1/chat/completions"
+        else {"input": "hi", "tools": [flat], "text": {"format": form}}
+    )
+    if name is None:
+        fields["tool_choice"] = "required"
+    else:
+        fields["tool_choice"] = (
+            named if "input" in fields else {"type": "function", "function": {"name": name}}
+        )
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        worker.reply = LIST if name is None else b'{"a": 1, "b": 2}'
+        response = await server.client.post(path, json={"model": "demo", **fields})
+        assert response.status_code == 200, response.text
+        assert worker.seen[0].sampling.grammar.param == "tool_choice"  # type: ignore[union-attr]
+        assert '"name":"add"' in response.text
+
+    asyncio.run(scenario())
+
+
 def test_halves_of_characters_in_calls_harm_nobody(tmp_path: Path) -> None:
     half = '{"a": "\\ud800"}'
 
@@ -245,10 +275,6 @@ def test_a_call_may_come_back_as_clients_put_it_together_from_a_stream(tmp_path:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": "always"}, "tool_choice"),
-        (
-            {"tools": [ADD], "tool_choice": "required", "response_format": {"type": "json_object"}},
-            "response_format",
-        ),
         (
             {
                 "tools": [

@@ -135,16 +135,14 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
         return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def grammar(self) -> GrammarSpec | None:
-        """The form that is asked for, be it that of a call.
+        """The form that is asked for. Where a call is demanded it is the call's, as it is with vLLM.
 
         Raises:
-            InvalidRequest: there are several.
+            InvalidRequest: there are several others.
         """
         form, use = GenerationFields.grammar(self), self.tool_use()
         calls = None if use is None else use.grammar()
-        if form is not None and calls is not None:
-            raise InvalidRequest(f"tool_choice and {form.param} each ask for a form", param=form.param)
-        return form or calls
+        return calls or form
 
     def check(self) -> None:
         """See `GenerationFields.check`."""

@@ -206,9 +206,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         wanted = None if self.text is None else self.text.format
         form = None if wanted is None else grammar_of_format(_chat_format(wanted), "text.format")
         calls = None if use is None else use.grammar()
-        if form is not None and calls is not None:
-            raise InvalidRequest("tool_choice and text.format each ask for a form", param="text.format")
-        return form or calls
+        return calls or form  # a demanded call goes before a form, as in chat
 
 
 def _chat_format(wanted: TextFormat) -> ResponseFormat:
