@@ -260,6 +260,10 @@ def test_a_message_may_be_held_to_a_form_unless_a_call_is_demanded(tmp_path: Pat
             {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "image_url": "y"}]}]},
             "input[0].content[0].image_url",
         ),
+        (
+            {"input": [{"role": "user", "content": "x"}, {"type": "item_reference", "id": "msg_1"}]},
+            "input[1]",
+        ),
     ],
 )
 def test_what_a_response_would_ignore_is_refused_by_name(
@@ -268,6 +272,24 @@ def test_what_a_response_would_ignore_is_refused_by_name(
     async def scenario() -> None:
         refusal = await Server(tmp_path, demo=spec()).client.post("/v1/responses", json=RESPONSES | fields)
         assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, param)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_response_need_not_look_at_is_taken(tmp_path: Path) -> None:
+    said = {
+        "type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
+        "phase": "final_answer", "content": [{"type": "output_text", "text": "ho", "annotations": []}],
+    }  # fmt: skip
+    fields = {
+        "input": [{"role": "user", "content": "hi"}, said, {"role": "user", "content": "hi"}],
+        "stream_options": {"include_obfuscation": False},
+        "prompt_cache_retention": "24h",
+    }
+
+    async def scenario() -> None:
+        response = await Server(tmp_path, demo=spec()).client.post("/v1/responses", json=RESPONSES | fields)
+        assert response.status_code == 200, response.text
 
     asyncio.run(scenario())
 

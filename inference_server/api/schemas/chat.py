@@ -26,7 +26,10 @@ MAX_MESSAGES = 2048
 
 
 class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a message's content. Types other than text are refused with a clear message."""
+    """A part of a message's content. Types other than text are refused with a clear message.
+
+    `cache_control` changes nothing: prefixes are always cached.
+    """
 
     type: str
     text: str | None = None
@@ -35,6 +38,7 @@ class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input_audio: Any = None
     video_url: Any = None
     file: Any = None
+    cache_control: Any = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,6 +92,7 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
     # Known and refused when used, until they are built.
     functions: Any = None
