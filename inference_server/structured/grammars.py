@@ -19,7 +19,7 @@ from inference_server.types import GrammarSpec
 MAX_GRAMMAR_CHARS = 128 * 1024  # of the schema, expression or grammar as it was sent
 MAX_REASON_CHARS = 300
 # An object is written as Python's json.dumps would. With free white space a model may write nothing else.
-_JSON_STYLE: llguidance.JsonCompileOptions = {  # type: ignore[name-defined]
+JSON_STYLE: llguidance.JsonCompileOptions = {  # type: ignore[name-defined]
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -43,8 +43,8 @@ def library_grammar(spec: GrammarSpec) -> str:
     try:
         match spec.kind:
             case "json_schema":
-                schema = _rewritten(spec.text)
-                return llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_STYLE)
+                schema = rewritten(spec.text)
+                return llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=JSON_STYLE)
             case "regex":
                 return llguidance.LLMatcher.grammar_from_regex(spec.text)
             case "choice":
@@ -55,7 +55,7 @@ def library_grammar(spec: GrammarSpec) -> str:
         raise refusal(spec, str(error)) from error
 
 
-def _rewritten(schema: str) -> str:
+def rewritten(schema: str) -> str:
     """The schema as the library takes it."""
     if '"format"' not in schema and '"propertyNames"' not in schema:
         return schema

@@ -171,6 +171,58 @@ def test_a_demanded_call_goes_before_a_form(tmp_path: Path, path: str, name: str
     asyncio.run(scenario())
 
 
+CALL = b'<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+FORM = {"response_format": {"type": "json_object"}}
+
+
+def test_beside_a_form_the_model_may_still_call(tmp_path: Path) -> None:
+    form = json.dumps({"a": CALL.decode()})  # what looks like a call inside the form is none
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        worker.reply = CALL
+        choice = await ask(server, tools=[ADD, NOW], **FORM)
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+        streamed, reason = await stream(server, tools=[ADD, NOW], **FORM)
+        assert [call["name"] for call in streamed["tool_calls"]] == ["add"]
+        assert reason == "tool_calls"
+        grammar = worker.seen[0].sampling.grammar
+        assert grammar is not None
+        assert (grammar.kind, grammar.param) == ("grammar", "response_format")
+        worker.reply = form.encode()
+        choice = await ask(server, tools=[ADD, NOW], **FORM)
+        assert (choice["message"]["content"], choice["finish_reason"]) == (form, "stop")
+        streamed, reason = await stream(server, tools=[ADD, NOW], **FORM)
+        assert (streamed["content"], reason) == (form, "stop")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("entry", "fields"),
+    [
+        ({"tool_parser": "llama3"}, FORM),
+        ({"tool_parser": "none"}, FORM),
+        ({}, {"guided_regex": "a+"}),
+        ({}, {**FORM, "tool_choice": "none"}),
+    ],
+)
+def test_where_calls_have_no_marks_of_their_own_the_form_holds(
+    tmp_path: Path, entry: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec(**entry))
+        (await server.warm()).reply = b'{"name": "add", "arguments": {"a": 1}}'
+        choice = await ask(server, tools=[ADD], **fields)
+        assert choice["message"]["content"] == '{"name": "add", "arguments": {"a": 1}}'
+        grammar = server.worker.seen[0].sampling.grammar
+        assert grammar is not None
+        assert grammar.kind in ("json_schema", "regex")
+
+    asyncio.run(scenario())
+
+
 def test_halves_of_characters_in_calls_harm_nobody(tmp_path: Path) -> None:
     half = '{"a": "\\ud800"}'
 
