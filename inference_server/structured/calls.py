@@ -18,16 +18,17 @@ body: %json {call}
 
 
 def form_or_calls(
-    form: GrammarSpec, names: Iterable[str], *, marks: tuple[str, str], allows_several: bool
+    form: GrammarSpec, names: Iterable[str], *, marks: Iterable[str | int], allows_several: bool
 ) -> GrammarSpec | None:
     """The grammar; None for a form that is not JSON of an object's schema, or is too long for it.
 
-    `form` is right as it is. Of arguments it asks no more than that they are an object, as where there is
-    no form: a tool that could not be demanded may still be offered.
+    `form` is right as it is. `marks` stand before and behind a call; one that is a token of its own, which
+    the library would not take for its text, is given by its id. Of arguments it asks no more than that they
+    are an object, as where there is no form: a tool that could not be demanded may still be offered.
     """
     if form.kind != "json_schema" or not isinstance(schema := json.loads(rewritten(form.text)), dict):
         return None
-    opening, closing = map(_json, marks)
+    opening, closing = (f"<[{mark}]>" if isinstance(mark, int) else _json(mark) for mark in marks)
     call = {
         "type": "object",
         "properties": {"name": {"enum": sorted(names)}, "arguments": {"type": "object"}},

@@ -7,10 +7,13 @@ from typing import Any
 
 import llguidance
 import pytest
+from tokenizers import AddedToken
 
+from inference_server.generation.token_texts import TokenTexts
 from inference_server.structured.calls import form_or_calls
 from inference_server.structured.grammars import MAX_GRAMMAR_CHARS, check_grammar, library_grammar
 from inference_server.types import GrammarSpec
+from tests.generation.tokenizers import SPECIALS, byte_level
 
 BYTES = llguidance.LLTokenizer("byte")
 DAYS = {"type": "array", "items": {"type": "string", "format": "date"}}
@@ -28,8 +31,12 @@ def spec_of(schema: object) -> GrammarSpec:
     return GrammarSpec("json_schema", json.dumps(schema), "response_format")
 
 
-def grammar(schema: object = SCHEMA, *, allows_several: bool = True) -> GrammarSpec:
-    marks = ("<tool_call>", "</tool_call>")
+def grammar(
+    schema: object = SCHEMA,
+    *,
+    allows_several: bool = True,
+    marks: tuple[str | int, str | int] = ("<tool_call>", "</tool_call>"),
+) -> GrammarSpec:
     found = form_or_calls(spec_of(schema), {"f", "g.h-1"}, marks=marks, allows_several=allows_several)
     assert found is not None
     return found
@@ -74,6 +81,24 @@ def test_several_calls_are_one_too_many_where_one_is_allowed() -> None:
 def test_it_is_right_where_the_form_is(schema: dict[str, Any]) -> None:
     check_grammar(spec_of(schema))
     check_grammar(grammar(schema))
+
+
+def test_marks_may_be_tokens_of_their_own() -> None:
+    """As in Qwen's vocabularies, where the model writes them so."""
+    added = [AddedToken(mark, special=False, normalized=False) for mark in ("<tool_call>", "</tool_call>")]
+    tokenizer = byte_level(tuple(added))
+    texts = TokenTexts(tokenizer)
+    marks = texts.plain_added("<tool_call>"), texts.plain_added("</tool_call>")
+    assert None not in marks
+    assert texts.plain_added(SPECIALS[0]) is None
+    library_tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=tokenizer.get_vocab_size())
+    spec = grammar(marks=marks)  # type: ignore[arg-type]
+    for text in (f"{CALL}\n{CALL}", '{"ü": [], "s": "x"}'):
+        matcher = llguidance.LLMatcher(library_tokenizer, library_grammar(spec))
+        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        assert (marks[0] in tokens) is text.startswith("<")
+        assert matcher.try_consume_tokens(tokens) == len(tokens)
+        assert matcher.is_accepting()
 
 
 def test_some_forms_are_left_as_they_are() -> None:

@@ -11,6 +11,7 @@ from inference_server.generation.parsing.form import FormOrCallsParser
 from inference_server.generation.parsing.hermes import CLOSE, OPEN, HermesParser
 from inference_server.generation.parsing.plain import PlainParser
 from inference_server.generation.parsing.whole import PYTHON_TAG, TOOL_CALLS, LlamaParser, MistralParser
+from inference_server.generation.token_texts import TokenTexts
 from inference_server.generation.tools import ToolUse
 from inference_server.structured.calls import form_or_calls
 from inference_server.types import GrammarSpec
@@ -41,12 +42,14 @@ def spelling_of(tool_parser: str, reasoning_parser: str, template: str | None) -
     return Spelling(tool_parser, reasoning_parser)
 
 
-def form_of(form: GrammarSpec | None, spelling: Spelling | None, use: ToolUse | None) -> GrammarSpec | None:
+def form_of(
+    form: GrammarSpec | None, spelling: Spelling | None, use: ToolUse | None, texts: TokenTexts
+) -> GrammarSpec | None:
     """The form that the worker is to hold the answer to, or calls if the model may and can mark them."""
     if form is None or spelling is None or spelling.tools != "hermes" or use is None or use.demands:
         return form
-    allows_several = use.allows_several
-    return form_or_calls(form, use.names, marks=(OPEN, CLOSE), allows_several=allows_several) or form
+    marks = [mark if (token := texts.plain_added(mark)) is None else token for mark in (OPEN, CLOSE)]
+    return form_or_calls(form, use.names, marks=marks, allows_several=use.allows_several) or form
 
 
 def parser_for(
