@@ -85,7 +85,10 @@ class Answer:
         )
         if delta.finish_reason is not None:
             text += self._text.finish()
-            num_tokens += hides_last and self._text.stop is None
+            if hides_last and self._text.stop is None:
+                num_tokens += 1
+                if self._wanted.scores_end:
+                    self._text.end(delta.token_ids[-1], delta.scores)
         self._count(delta, num_tokens)
         return self._piece(delta, text)
 

@@ -58,6 +58,11 @@ class AnswerText:
             text += rest
         return text
 
+    def end(self, token_id: int, scores: Seq[TokenScore]) -> None:
+        """After `finish`: the token that said so, which has a score (the last one) and no text."""
+        if self._track is not None:
+            self._track.add(token_id, scores[-1], self._num_chars)
+
     def scored(self, *, finished: bool) -> tuple[ScoredToken, ...]:
         """The scored tokens whose text has begun to leave; after `finish`, all that belong to the text."""
         if self._track is None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta
-from jinja2.ext import loopcontrols
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
 
@@ -104,6 +105,8 @@ class PromptTemplate:
         if prompt.continue_final_message:
             messages[-1] = _marked(messages[-1], self._end)
         variables = {
+            "tools": None,  # as transformers has it: templates ask whether they are none
+            "documents": None,
             **self._defused(prompt.variables),
             **self._names,
             "messages": messages,
@@ -175,6 +178,20 @@ def _joined(pieces: Iterator[str]) -> str:
     return "".join(kept)
 
 
+class _GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}`: marks for training what the assistant says. It is written."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """What stands in the block; variables set there end with it, as in transformers."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+_EXTENSIONS = (loopcontrols, _GenerationBlock)
+
+
 class _TemplateRefusal(Exception):  # noqa: N818
     """A template called `raise_exception`."""
 
@@ -182,9 +199,7 @@ class _TemplateRefusal(Exception):  # noqa: N818
 def _compile(source: str | None) -> jinja2.Template | None:
     if source is None:
         return None
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=_EXTENSIONS)
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _strftime_now
@@ -198,7 +213,7 @@ def _looks_at_tools(source: str | None) -> bool:
     """Whether a template, which compiles, has a place for tools."""
     if source is None or "tools" not in source:
         return False
-    tree = jinja2.Environment(extensions=[loopcontrols]).parse(source)
+    tree = jinja2.Environment(extensions=_EXTENSIONS).parse(source)
     return "tools" in meta.find_undeclared_variables(tree)
 
 

@@ -79,10 +79,11 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     With `best_of`, so many are generated for each prompt and the likeliest `num_answers` are given. `echo`
     puts the prompt before each answer; with `echo_only` nothing comes after it. `include_stop`: what ended an
-    answer is part of it. `timeout_s` is counted from the moment the service takes the request; it can only
-    shorten the server's. `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as
-    its entry says. `tool_use` is how calls are found in the answers, `caller`
-    whoever asks, if keys are asked for, `timeline` where what becomes of the request is written down.
+    answer is part of it; `scores_end`: the token that ends one is scored, though it is no text. `timeout_s`
+    is counted from the moment the service takes the request; it can only shorten the server's.
+    `keep_alive_s` is how long the model stays afterwards: below 0 for ever, None as its entry says.
+    `tool_use` is how calls are found in the answers, `caller` whoever asks, if keys are asked for, `timeline`
+    where what becomes of the request is written down.
     """
 
     request_id: str
@@ -93,6 +94,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     best_of: int | None = None
     stop: tuple[str, ...] = ()
     include_stop: bool = False
+    scores_end: bool = False
     skip_special_tokens: bool = True
     echo: bool = False
     echo_only: bool = False

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from inference_server import __version__
 from inference_server.config.catalog import ModelSpec
 from inference_server.errors import InvalidRequest
@@ -18,7 +20,7 @@ from inference_server.generation.answer_text import AnswerText
 from inference_server.generation.detokenizer import Detokenizer
 from inference_server.generation.door import Door, Visit
 from inference_server.generation.grammars import GrammarChecker
-from inference_server.generation.parsing.choose import Spelling, parser_for, spelling_of
+from inference_server.generation.parsing.choose import Spelling, form_of, parser_for, spelling_of
 from inference_server.generation.parsing.events import AnswerParser
 from inference_server.generation.prompt import PromptTemplate
 from inference_server.generation.recorder import RequestRecorder
@@ -92,10 +94,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A request's prompts as token ids, with parameters that fit the model."""
+    """A request's prompts as token ids, with parameters that fit the model.
+
+    `may_call`: the answer is the form that was asked for, or calls.
+    """
 
     template: PromptTemplate
     prompts: tuple[tuple[Prompt, tuple[int, ...], SamplingParams], ...]
+    may_call: bool
 
     @property
     def num_tokens(self) -> int:
@@ -169,7 +175,9 @@ class GenerationService:
             await self._grammars.check(request.sampling.grammar, request.tenant)
         template = await self._templates.get(plan.load.folder)
         prompts: list[tuple[Prompt, tuple[int, ...], SamplingParams]] = []
-        options = scored_options(request)
+        spelling = _spelling(request, spec, template)
+        form = form_of(request.sampling.grammar, spelling, request.tool_use, template.texts)
+        options = msgspec.structs.replace(scored_options(request), grammar=form)
         limits = ModelLimits(plan.max_model_len, plan.facts.vocab_size, plan.facts.eos_token_ids)
         for prompt in request.prompts:
             if isinstance(prompt, TokenPrompt):
@@ -183,7 +191,7 @@ class GenerationService:
                 prompt_param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
             )
             prompts.append((prompt, token_ids, sampling))
-        encoded = _Encoded(template, tuple(prompts))
+        encoded = _Encoded(template, tuple(prompts), may_call=form != request.sampling.grammar)
         check_prompt_scores(request, encoded.num_tokens)
         return encoded
 
@@ -219,12 +227,18 @@ def _generation(
             )
     end = encoded.template.decode(encoded.prompts[-1][1][-PROMPT_END_TOKENS:], skip_special_tokens=False)
     use, has_form = request.tool_use, request.sampling.grammar is not None
+
+    def new_parser() -> AnswerParser | None:
+        if spelling is None:
+            return None
+        return parser_for(spelling, use, prompt_end=end, has_form=has_form, may_call=encoded.may_call)
+
     return Generation(
         tuple(prompts),
         tuple(answers),
         request.num_answers,
         fingerprint(lease.plan),
-        lambda: None if spelling is None else parser_for(spelling, use, prompt_end=end, has_form=has_form),
+        new_parser,
     )
 
 

@@ -24,9 +24,9 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._added = {
-            number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()
-        }
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {number: token.content for number, token in added.items()}
+        self._plain_added = {token.content: number for number, token in added.items() if not token.special}
         kinds = set(_kinds(_decoder(tokenizer)))
         self._byte_of = _byte_alphabet() if "ByteLevel" in kinds else None
         self._has_byte_tokens = "ByteFallback" in kinds
@@ -36,6 +36,10 @@ class TokenTexts:
     def spelling(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty for an id that it does not have."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+    def plain_added(self, text: str) -> int | None:
+        """The token that was added to the vocabulary for this very text, and is no special one."""
+        return self._plain_added.get(text)
 
     def raw(self, token_id: int) -> bytes:
         """The bytes that the token stands for; part of a character, perhaps."""

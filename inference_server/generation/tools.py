@@ -40,6 +40,11 @@ class ToolUse:
         """Of the functions."""
         return frozenset(tool["function"]["name"] for tool in self.tools)
 
+    @property
+    def demands(self) -> bool:
+        """Whether a call is demanded."""
+        return self.must_call or self.name is not None
+
     def grammar(self) -> GrammarSpec | None:
         """What the answer must look like where a call is demanded: a tool's arguments, or a list of calls."""
         if self.name is not None:

@@ -13,12 +13,13 @@ import llguidance
 
 from inference_server.errors import InvalidRequest
 from inference_server.structured.dates import with_calendar_dates
+from inference_server.structured.idle_words import without_idle_words
 from inference_server.types import GrammarSpec
 
 MAX_GRAMMAR_CHARS = 128 * 1024  # of the schema, expression or grammar as it was sent
 MAX_REASON_CHARS = 300
 # An object is written as Python's json.dumps would. With free white space a model may write nothing else.
-_JSON_STYLE: llguidance.JsonCompileOptions = {  # type: ignore[name-defined]
+JSON_STYLE: llguidance.JsonCompileOptions = {  # type: ignore[name-defined]
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -42,8 +43,8 @@ def library_grammar(spec: GrammarSpec) -> str:
     try:
         match spec.kind:
             case "json_schema":
-                schema = _with_calendar_dates(spec.text)
-                return llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_STYLE)
+                schema = rewritten(spec.text)
+                return llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=JSON_STYLE)
             case "regex":
                 return llguidance.LLMatcher.grammar_from_regex(spec.text)
             case "choice":
@@ -54,8 +55,11 @@ def library_grammar(spec: GrammarSpec) -> str:
         raise refusal(spec, str(error)) from error
 
 
-def _with_calendar_dates(schema: str) -> str:
-    return json.dumps(with_calendar_dates(json.loads(schema))) if '"format"' in schema else schema
+def rewritten(schema: str) -> str:
+    """The schema as the library takes it."""
+    if '"format"' not in schema and '"propertyNames"' not in schema:
+        return schema
+    return json.dumps(with_calendar_dates(without_idle_words(json.loads(schema))))
 
 
 def check_grammar(spec: GrammarSpec) -> None:

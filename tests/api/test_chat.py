@@ -148,6 +148,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"safety_identifier": "x"}, {"prompt_cache_key": "k"}, {"n": 1}, {"logprobs": False}, {"top_logprobs": 0},
     {"response_format": {"type": "text"}}, {"tools": []}, {"tool_choice": "none"}, {"logit_bias": {}},
     {"modalities": ["text"]}, {"temperature": None}, {"stop": None}, {"stop": []}, {"ignore_eos": None},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {}}]}]},
+    {"prompt_cache_retention": "24h"}, {"stop": ["a"] * 16},
     {"stream_options": None}, {"skip_special_tokens": True}, {"max_tokens": 4, "max_completion_tokens": 4},
 ]  # fmt: skip
 
@@ -177,7 +179,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("presence_penalty", 3), ("frequency_penalty", -3), ("repetition_penalty", 0), ("max_tokens", 0),
     ("max_tokens", -1), ("max_tokens", 2**63),
     ("max_tokens", 1.5), ("min_tokens", -1), ("max_tokens", 100000),
-    ("stop", ""), ("stop", ["a"] * 5), ("stop", ["a" * 2000]), ("stop", 3), ("stop_token_ids", [-1]),
+    ("stop", ""), ("stop", ["a"] * 17), ("stop", ["a" * 2000]), ("stop", 3), ("stop_token_ids", [-1]),
     ("stop_token_ids", list(range(2000))), ("stream_options", {"include_usage": True}), ("stream", "yes"),
     ("messages", []), ("messages", None), ("messages", "hi"), ("messages", [{}]),
     ("messages", [{"role": "user", "content": "x"}] * 2049), ("messages", [{"role": "king", "content": "x"}]),

@@ -20,6 +20,7 @@ from inference_server.generation.prompt import PromptTemplate
 from inference_server.generation.scores import TOKENS_PER_TURN, SharedPrompt
 from inference_server.types import TokenScore
 from tests.api.server import Server, events, run
+from tests.generation.fakes import EOS
 from tests.generation.tokenizers import byte_level, write_folder
 
 
@@ -113,6 +114,50 @@ def test_an_echoed_prompt_is_told_with_its_tokens(tmp_path: Path, stream: bool) 
             assert told["token_logprobs"] == [None, -1.0, -1.0, -1.0, -1.0, -1.0]
             assert told["top_logprobs"][:2] == [None, {"\\xc3": -1.0}]
             assert told["text_offset"] == [0, 1, 1, 2, 3, 4]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["a", "a\u00e9b"])
+def test_the_end_token_has_an_entry_beside_an_echoed_prompt(
+    tmp_path: Path, prompt: str, stream: bool
+) -> None:
+    """A harness sums all entries but the last one: were there none for it, it would leave out a real one."""
+
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        (await server.warm()).tokens = [EOS]
+        response = await server.complete(prompt=prompt, echo=True, logprobs=1, max_tokens=1, stream=stream)
+        choice = (events(response.text)[0] if stream else response.json())["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (prompt, "stop")
+        told = choice["logprobs"]
+        assert len(told["tokens"]) == len(prompt.encode()) + 1
+        assert (told["tokens"][-1], told["token_logprobs"][-1]) == ("<|im_end|>", -1.0)
+        assert told["top_logprobs"][-1] == {"<|im_end|>": -1.0}
+        assert told["text_offset"][-1] == len(prompt)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_token_of_a_completion_has_one_entry(tmp_path: Path, stream: bool) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path)
+        for fields, text, tokens in (
+            ({}, "Hello, world.", [*"Hello, world.", "<|im_end|>"]),
+            ({"include_stop_str_in_output": True}, None, [*"Hello, world.", "<|im_end|>"]),
+            ({"stop": "wor"}, "Hello, ", [*"Hello, "]),
+            ({"max_tokens": 2}, "He", ["H", "e"]),
+        ):
+            response = await server.complete(logprobs=0, stream=stream, **fields)
+            choices = (
+                [chunk["choices"][0] for chunk in events(response.text) if chunk != "[DONE]"]
+                if stream
+                else response.json()["choices"]
+            )
+            assert text is None or "".join(choice["text"] for choice in choices) == text
+            assert [token for choice in choices for token in choice["logprobs"]["tokens"]] == tokens
 
     run(scenario())
 

@@ -195,6 +195,61 @@ def test_the_model_is_told_that_a_tool_has_failed(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_what_anthropics_clients_send_without_need_is_taken(tmp_path: Path) -> None:
+    name, mark = "f" * 128, {"type": "ephemeral"}
+    tool = {
+        "name": name, "input_schema": PARAMETERS, "strict": True, "eager_input_streaming": True,
+        "cache_control": mark,
+    }  # fmt: skip
+    use = {"type": "tool_use", "id": "a", "name": name, "input": {}, "caller": {"type": "direct"}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": None}
+    messages = [
+        *MESSAGES["messages"],  # type: ignore[misc]
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    fields = {
+        "messages": messages,
+        "tools": [tool],
+        "cache_control": mark,
+        "output_config": {"effort": "low"},
+    }
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        response = await server.client.post("/v1/messages", json=MESSAGES | fields)
+        assert response.status_code == 200, response.text
+        assert server.worker.seen[0].sampling.grammar is None
+        body = {"model": "demo", **fields}
+        counted = await server.client.post("/v1/messages/count_tokens", json=body)
+        assert counted.json() == {"input_tokens": len(server.worker.seen[0].prompt_token_ids)}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("demands", [False, True])
+def test_a_message_may_be_held_to_a_form_unless_a_call_is_demanded(tmp_path: Path, demands: bool) -> None:
+    form = {"type": "json_schema", "schema": PARAMETERS}
+    tools = {"tools": [{"name": "f", "input_schema": PARAMETERS}], "tool_choice": {"type": "any"}}
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        (await server.warm()).reply = b'[{"name": "f", "arguments": {"a": 1}}]' if demands else b'{"a": 1}'
+        for fields, param in (
+            ({"output_config": {"format": form}}, "output_config.format"),
+            ({"output_format": form}, "output_format"),
+        ):
+            body = {**MESSAGES, **fields, **(tools if demands else {})}
+            response = await server.client.post("/v1/messages", json=body)
+            (block,) = response.json()["content"]
+            assert block["type"] == ("tool_use" if demands else "text")
+            grammar = server.worker.seen[-1].sampling.grammar
+            assert grammar is not None
+            assert grammar.param == ("tool_choice" if demands else param)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -205,6 +260,10 @@ def test_the_model_is_told_that_a_tool_has_failed(tmp_path: Path) -> None:
             {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "image_url": "y"}]}]},
             "input[0].content[0].image_url",
         ),
+        (
+            {"input": [{"role": "user", "content": "x"}, {"type": "item_reference", "id": "msg_1"}]},
+            "input[1]",
+        ),
     ],
 )
 def test_what_a_response_would_ignore_is_refused_by_name(
@@ -213,6 +272,24 @@ def test_what_a_response_would_ignore_is_refused_by_name(
     async def scenario() -> None:
         refusal = await Server(tmp_path, demo=spec()).client.post("/v1/responses", json=RESPONSES | fields)
         assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, param)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_response_need_not_look_at_is_taken(tmp_path: Path) -> None:
+    said = {
+        "type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
+        "phase": "final_answer", "content": [{"type": "output_text", "text": "ho", "annotations": []}],
+    }  # fmt: skip
+    fields = {
+        "input": [{"role": "user", "content": "hi"}, said, {"role": "user", "content": "hi"}],
+        "stream_options": {"include_obfuscation": False},
+        "prompt_cache_retention": "24h",
+    }
+
+    async def scenario() -> None:
+        response = await Server(tmp_path, demo=spec()).client.post("/v1/responses", json=RESPONSES | fields)
+        assert response.status_code == 200, response.text
 
     asyncio.run(scenario())
 

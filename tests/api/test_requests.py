@@ -31,7 +31,7 @@ REFUSED = (
     ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
     ({"repetition_penalty": 1e-40}, "repetition_penalty", "invalid_value"),
     ({"repetition_penalty": 0.009}, "repetition_penalty", "invalid_value"),
-    ({"stop": ["a"] * 5}, "stop", "invalid_value"),
+    ({"stop": ["a"] * 17}, "stop", "invalid_value"),
     ({"stop": ""}, "stop", "invalid_value"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),

@@ -141,6 +141,88 @@ def test_a_demanded_call_is_held_to_by_a_grammar_and_streams_its_arguments(tmp_p
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("name", [None, "add"])
+def test_a_demanded_call_goes_before_a_form(tmp_path: Path, path: str, name: str | None) -> None:
+    form = {"type": "json_schema", "name": "out", "schema": {"type": "object", "properties": {}}}
+    flat = {"type": "function", **ADD["function"]}
+    named = {"type": "function", "name": name}
+    fields = (
+        {"messages": [USER], "tools": [ADD], "response_format": {"type": "json_object"}}
+        if path == "/v1/chat/completions"
+        else {"input": "hi", "tools": [flat], "text": {"format": form}}
+    )
+    if name is None:
+        fields["tool_choice"] = "required"
+    else:
+        fields["tool_choice"] = (
+            named if "input" in fields else {"type": "function", "function": {"name": name}}
+        )
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        worker.reply = LIST if name is None else b'{"a": 1, "b": 2}'
+        response = await server.client.post(path, json={"model": "demo", **fields})
+        assert response.status_code == 200, response.text
+        assert worker.seen[0].sampling.grammar.param == "tool_choice"  # type: ignore[union-attr]
+        assert '"name":"add"' in response.text
+
+    asyncio.run(scenario())
+
+
+CALL = b'<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+FORM = {"response_format": {"type": "json_object"}}
+
+
+def test_beside_a_form_the_model_may_still_call(tmp_path: Path) -> None:
+    form = json.dumps({"a": CALL.decode()})  # what looks like a call inside the form is none
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        worker.reply = CALL
+        choice = await ask(server, tools=[ADD, NOW], **FORM)
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+        streamed, reason = await stream(server, tools=[ADD, NOW], **FORM)
+        assert [call["name"] for call in streamed["tool_calls"]] == ["add"]
+        assert reason == "tool_calls"
+        grammar = worker.seen[0].sampling.grammar
+        assert grammar is not None
+        assert (grammar.kind, grammar.param) == ("grammar", "response_format")
+        worker.reply = form.encode()
+        choice = await ask(server, tools=[ADD, NOW], **FORM)
+        assert (choice["message"]["content"], choice["finish_reason"]) == (form, "stop")
+        streamed, reason = await stream(server, tools=[ADD, NOW], **FORM)
+        assert (streamed["content"], reason) == (form, "stop")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("entry", "fields"),
+    [
+        ({"tool_parser": "llama3"}, FORM),
+        ({"tool_parser": "none"}, FORM),
+        ({}, {"guided_regex": "a+"}),
+        ({}, {**FORM, "tool_choice": "none"}),
+    ],
+)
+def test_where_calls_have_no_marks_of_their_own_the_form_holds(
+    tmp_path: Path, entry: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec(**entry))
+        (await server.warm()).reply = b'{"name": "add", "arguments": {"a": 1}}'
+        choice = await ask(server, tools=[ADD], **fields)
+        assert choice["message"]["content"] == '{"name": "add", "arguments": {"a": 1}}'
+        grammar = server.worker.seen[0].sampling.grammar
+        assert grammar is not None
+        assert grammar.kind in ("json_schema", "regex")
+
+    asyncio.run(scenario())
+
+
 def test_halves_of_characters_in_calls_harm_nobody(tmp_path: Path) -> None:
     half = '{"a": "\\ud800"}'
 
@@ -212,6 +294,26 @@ def test_a_conversation_with_calls_and_results_is_written_out(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_a_call_may_come_back_as_clients_put_it_together_from_a_stream(tmp_path: Path) -> None:
+    function = {"name": "add", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}}
+    call = {"index": 0, "id": "c1", "type": "function", "function": function}
+    said = {
+        "role": "assistant", "content": None, "refusal": None, "audio": None, "annotations": None,
+        "function_call": None, "parsed": None, "tool_calls": [call],
+    }  # fmt: skip
+    result = {"role": "tool", "tool_call_id": "c1", "content": "3"}
+
+    async def scenario() -> None:
+        server = Server(tmp_path, demo=spec())
+        worker = await server.warm()
+        response = await server.chat(messages=[USER, said, result], tools=[ADD])
+        assert response.status_code == 200, response.text
+        told = bytes(token for token in worker.seen[0].prompt_token_ids if token < 256).decode()
+        assert '{"name": "add", "arguments": {"a": 1}}' in told
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -225,10 +327,6 @@ def test_a_conversation_with_calls_and_results_is_written_out(tmp_path: Path) ->
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": "always"}, "tool_choice"),
-        (
-            {"tools": [ADD], "tool_choice": "required", "response_format": {"type": "json_object"}},
-            "response_format",
-        ),
         (
             {
                 "tools": [

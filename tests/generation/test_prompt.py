@@ -98,6 +98,24 @@ def test_a_text_that_is_cut_keeps_the_special_tokens_around_it(
     assert template.encode_cut("hello world", 1) == [*before, *own, *after][:1]
 
 
+def test_what_a_template_marks_for_training_is_written(tmp_path: Path) -> None:
+    source = (
+        "{% for message in messages %}\n{{ message.role }}: {% generation %}{% set x = 1 %}"
+        "{{ message.content }}{% endgeneration %}{{ x | default('.') }}\n{% endfor %}"
+        "{% if tools %}{{ tools | tojson }}{% endif %}"
+    )
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert template.render(ChatPrompt(chat("hi", "ho"))) == "user: hi.\nuser: ho.\n"
+    assert template.render(ChatPrompt(chat("hi"), tools=(tool,))) == f"user: hi.\n{json.dumps([tool])}"
+
+
+def test_tools_and_documents_that_are_not_there_are_none(tmp_path: Path) -> None:
+    source = "{% if tools is not none or documents is not none %}some{% endif %}{{ messages[0].content }}"
+    template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
+    assert template.render(ChatPrompt(chat("hi"))) == "hi"
+
+
 def test_a_template_may_refuse_messages(tmp_path: Path) -> None:
     source = "{{ raise_exception('roles must alternate') }}"
     template = PromptTemplate(write_folder(tmp_path, byte_level(), template=source))
@@ -201,7 +219,7 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "does <|im_
 
 
 WITH_TOOLS = (
-    "{% for tool in tools %}{{ tool.function.name }}:{{ tool | tojson }};{% endfor %}"
+    "{% for tool in tools or [] %}{{ tool.function.name }}:{{ tool | tojson }};{% endfor %}"
     "{{ messages[0].content }}"
 )
 

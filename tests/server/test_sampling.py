@@ -197,7 +197,7 @@ def test_several_prompts_are_answered_each_in_its_place(client: openai.OpenAI) -
         ({"temperature": 2.1}, "temperature"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"extra_body": {"min_tokens": 10}, "max_tokens": 5}, "min_tokens"),
         ({"extra_body": {"chat_template": "x"}}, "chat_template"),
     ],

@@ -63,6 +63,25 @@ def test_a_named_call_streams_arguments_that_the_sdk_puts_together(client: opena
     assert final.choices[0].finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_beside_tools_that_may_be_called_an_answer_is_the_form_or_calls(
+    client: openai.OpenAI, seed: int
+) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "weather", "schema": WEATHER}}
+    answer = client.chat.completions.create(
+        model="gpt-3.5-turbo", messages=ASKED, tools=TOOLS, response_format=form,
+        temperature=1, seed=seed, max_tokens=200,
+    )  # fmt: skip
+    choice = answer.choices[0]
+    if choice.finish_reason == "stop":
+        assert choice.message.content is not None
+        jsonschema.validate(json.loads(choice.message.content), WEATHER)
+    elif choice.finish_reason == "tool_calls":
+        for call in choice.message.tool_calls or ():
+            assert call.type == "function"
+            assert call.function.name in SCHEMAS
+
+
 def test_a_result_goes_back_into_the_conversation(client: openai.OpenAI) -> None:
     arguments = '{"city": "Paris", "unit": "celsius"}'
     call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}

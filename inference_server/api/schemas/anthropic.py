@@ -12,11 +12,15 @@ import msgspec
 from msgspec import Meta
 
 from inference_server.api.schemas.chat import MAX_MESSAGES
+from inference_server.api.schemas.formats import JsonSchemaFormat, ResponseFormat, grammar_of_format
 from inference_server.api.schemas.sampling import NotNegative, Positive, Seconds, Share, StopStringList
-from inference_server.api.schemas.tools import MAX_TOOLS, FunctionName
+from inference_server.api.schemas.tools import MAX_TOOLS
 from inference_server.errors import InvalidRequest, UnsupportedParameter
 from inference_server.generation.requests import ChatPrompt, SamplingOptions, TextRequest
 from inference_server.generation.tools import ToolUse
+from inference_server.types import GrammarSpec
+
+ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]  # twice as long as OpenAI's
 
 
 class TextBlock(msgspec.Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -31,9 +35,10 @@ class ToolUseBlock(msgspec.Struct, frozen=True, tag_field="type", tag="tool_use"
     """A call that the assistant made."""
 
     id: str
-    name: FunctionName
+    name: ToolName
     input: dict[str, Any]
     cache_control: Any = None
+    caller: Any = None
 
 
 class ToolResultBlock(
@@ -42,7 +47,7 @@ class ToolResultBlock(
     """What a call gave. Templates know no failures: of one the model is told in words."""
 
     tool_use_id: str
-    content: str | list[TextBlock] = ""
+    content: str | list[TextBlock] | None = None
     is_error: bool = False
     cache_control: Any = None
 
@@ -75,13 +80,15 @@ class AnthropicMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AnthropicTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tool of the client's own."""
+    """A tool of the client's own. `strict` changes nothing, as in `tools.Function`; all input streams."""
 
-    name: FunctionName
+    name: ToolName
     input_schema: dict[str, Any]
     description: str | None = None
     type: Literal["custom"] | None = None
     cache_control: Any = None
+    strict: bool | None = None
+    eager_input_streaming: bool | None = None
 
     def as_function(self) -> dict[str, Any]:
         """In OpenAI's shape."""
@@ -107,6 +114,20 @@ class Thinking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     display: str | None = None
 
 
+class OutputFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The form of the answer."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`output_config`; its `effort` changes nothing."""
+
+    format: OutputFormat | None = None
+    effort: str | None = None
+
+
 class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both routes take."""
 
@@ -116,6 +137,11 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     tools: Annotated[list[AnthropicTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: AnthropicChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+
+    # Accepted without effect: prefixes are always cached.
+    cache_control: Any = None
 
     def prompt(self) -> ChatPrompt:
         """The conversation for the template. A last message of the assistant's is gone on with.
@@ -201,11 +227,22 @@ class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True, forbid_unkn
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k,
-                grammar=None if use is None else use.grammar(),
+                grammar=self._grammar(use),
             ),
             stop=tuple(self.stop_sequences or ()),
             tool_use=use,
         )
+
+    def _grammar(self, use: ToolUse | None) -> GrammarSpec | None:
+        """The form that is asked for; a demanded call goes before it."""
+        calls = None if use is None else use.grammar()
+        param, wanted = "output_format", self.output_format
+        if wanted is None and self.output_config is not None:
+            param, wanted = "output_config.format", self.output_config.format
+        if calls is not None or wanted is None:
+            return calls
+        schema = JsonSchemaFormat(schema=wanted.schema)
+        return grammar_of_format(ResponseFormat(type=wanted.type, json_schema=schema), param)
 
 
 def _told(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
@@ -223,7 +260,8 @@ def _told(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
                 call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
                 own.setdefault("tool_calls", []).append(call)
             case ToolResultBlock(tool_use_id=call_id, content=content, is_error=is_error):
-                result = f"Error: {_text(content)}" if is_error else _text(content)
+                text = _text(content or "")
+                result = f"Error: {text}" if is_error else text
                 told.append({"role": "tool", "tool_call_id": call_id, "content": result})
             case ThinkingBlock(thinking=thinking):
                 own["reasoning_content"] = thinking

@@ -26,7 +26,10 @@ MAX_MESSAGES = 2048
 
 
 class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a message's content. Types other than text are refused with a clear message."""
+    """A part of a message's content. Types other than text are refused with a clear message.
+
+    `cache_control` changes nothing: prefixes are always cached.
+    """
 
     type: str
     text: str | None = None
@@ -35,10 +38,11 @@ class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input_audio: Any = None
     video_url: Any = None
     file: Any = None
+    cache_control: Any = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message of a conversation."""
+    """One message of a conversation. `parsed`: what OpenAI's client has made of a past answer."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
@@ -50,6 +54,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     function_call: Any = None
     audio: Any = None
     annotations: Any = None
+    parsed: Any = None
 
 
 class ChatTemplateKwargs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +92,7 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
     # Known and refused when used, until they are built.
     functions: Any = None
@@ -134,16 +140,14 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fi
         return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def grammar(self) -> GrammarSpec | None:
-        """The form that is asked for, be it that of a call.
+        """The form that is asked for. Where a call is demanded it is the call's, as it is with vLLM.
 
         Raises:
-            InvalidRequest: there are several.
+            InvalidRequest: there are several others.
         """
         form, use = GenerationFields.grammar(self), self.tool_use()
         calls = None if use is None else use.grammar()
-        if form is not None and calls is not None:
-            raise InvalidRequest(f"tool_choice and {form.param} each ask for a form", param=form.param)
-        return form or calls
+        return calls or form
 
     def check(self) -> None:
         """See `GenerationFields.check`."""

@@ -46,9 +46,13 @@ class CompletionRequest(GenerationFields, frozen=True, kw_only=True, forbid_unkn
         )
 
     def text_request(self, request_id: str, prompts: tuple[Prompt, ...]) -> TextRequest:
-        """As chat's, with what only completions have."""
+        """As chat's, with what only completions have.
+
+        Their scores hold the end token's, as vLLM's do: evaluation harnesses count on one for each token.
+        """
         return msgspec.structs.replace(
             GenerationFields.text_request(self, request_id, prompts),
+            scores_end=True,
             best_of=self.best_of,
             echo=bool(self.echo),
             echo_only=self.max_tokens == 0,

@@ -13,7 +13,15 @@ from msgspec import Meta
 
 from inference_server.api.schemas.chat import MAX_MESSAGES
 from inference_server.api.schemas.formats import JsonSchemaFormat, ResponseFormat, grammar_of_format
-from inference_server.api.schemas.sampling import Positive, Seconds, Temperature, TopP, refuse, refuse_fields
+from inference_server.api.schemas.sampling import (
+    Positive,
+    Seconds,
+    StreamOptions,
+    Temperature,
+    TopP,
+    refuse,
+    refuse_fields,
+)
 from inference_server.api.schemas.tools import (
     MAX_TOOLS,
     CalledFunction,
@@ -31,6 +39,8 @@ from inference_server.generation.requests import ChatPrompt, SamplingOptions, Te
 from inference_server.generation.tools import ToolUse
 from inference_server.types import GrammarSpec
 
+_NO_MEMORY = "nothing is kept between requests; send the whole conversation as input"
+
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of a message; types other than text are refused."""
@@ -45,9 +55,14 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A message, a call, a call's result or reasoning, by its type; a message may leave that out."""
+    """A message, a call, a call's result or reasoning, by its type; a message may leave that out.
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    A reference to an earlier item is refused. `phase`, of an answer's messages, changes nothing.
+    """
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"] = (
+        "message"
+    )
     id: str | None = None
     status: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -58,6 +73,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     output: str | list[Part] | None = None
     summary: Any = None
     encrypted_content: Any = None
+    phase: Any = None
 
 
 class TextFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +139,8 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    stream_options: StreamOptions | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     truncation: Literal["disabled"] | None = None
@@ -143,10 +161,9 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Raises:
             UnsupportedParameter: a known field is used that is not supported.
         """
-        memory = "nothing is kept between requests; send the whole conversation as input"
         for name, why in {
-            "previous_response_id": memory,
-            "conversation": memory,
+            "previous_response_id": _NO_MEMORY,
+            "conversation": _NO_MEMORY,
             "background": "a response is made while its client waits",
             "prompt": "no prompts are stored here",
             "max_tool_calls": "no tool is run here",
@@ -206,9 +223,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         wanted = None if self.text is None else self.text.format
         form = None if wanted is None else grammar_of_format(_chat_format(wanted), "text.format")
         calls = None if use is None else use.grammar()
-        if form is not None and calls is not None:
-            raise InvalidRequest("tool_choice and text.format each ask for a form", param="text.format")
-        return form or calls
+        return calls or form  # a demanded call goes before a form, as in chat
 
 
 def _chat_format(wanted: TextFormat) -> ResponseFormat:
@@ -247,6 +262,8 @@ def _take(messages: list[dict[str, Any]], item: Item, where: str) -> None:
                 raise InvalidRequest(f"{where}: a result has call_id and output", param=where)
             output = _text(item.output, f"{where}.output")
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
+        case "item_reference":
+            raise UnsupportedParameter(f"{where}: {_NO_MEMORY}", param=where)
         case "reasoning":
             pass  # templates leave out what was thought in earlier turns
 

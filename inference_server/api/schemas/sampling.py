@@ -14,6 +14,7 @@ from inference_server.generation.requests import Prompt, SamplingOptions, TextRe
 
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_STOPS = 16  # OpenAI's is 4; editors and evaluation harnesses send more to other servers
 MAX_TOKEN_ID = 2**31 - 1
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 NotNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -24,7 +25,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=2)]  # far smaller ones overflow logits
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
-StopStringList = Annotated[list[StopString], Meta(max_length=4)]
+StopStringList = Annotated[list[StopString], Meta(max_length=MAX_STOPS)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 TokenIdList = Annotated[list[TokenId], Meta(max_length=1024)]
 AllowedTokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=1024)]
@@ -36,9 +37,10 @@ Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """OpenAI's `stream_options`."""
+    """OpenAI's `stream_options`. Chunks are never padded, so `include_obfuscation` changes nothing."""
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class GenerationFields(FormatFields, frozen=True, kw_only=True, forbid_unknown_fields=True):

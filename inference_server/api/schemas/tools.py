@@ -47,18 +47,20 @@ class NamedChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was called, with its arguments as JSON text."""
+    """What was called, with its arguments as JSON text; what a client has made of them is not looked at."""
 
     name: FunctionName
     arguments: str
+    parsed_arguments: Any = None
 
 
 class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A call in a conversation's past."""
+    """A call in a conversation's past. One that was streamed may still have its `index`."""
 
     id: Annotated[str, Meta(min_length=1, max_length=256)]
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = None
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates expect it: the arguments as an object, if they are one."""

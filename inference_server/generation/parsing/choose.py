@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from inference_server.generation.parsing import think
 from inference_server.generation.parsing.calls import ArgumentsParser, CallListParser
 from inference_server.generation.parsing.events import AnswerParser
-from inference_server.generation.parsing.hermes import OPEN, HermesParser
+from inference_server.generation.parsing.form import FormOrCallsParser
+from inference_server.generation.parsing.hermes import CLOSE, OPEN, HermesParser
 from inference_server.generation.parsing.plain import PlainParser
 from inference_server.generation.parsing.whole import PYTHON_TAG, TOOL_CALLS, LlamaParser, MistralParser
+from inference_server.generation.token_texts import TokenTexts
 from inference_server.generation.tools import ToolUse
+from inference_server.structured.calls import form_or_calls
+from inference_server.types import GrammarSpec
 
 _MARKS = {"mistral": TOOL_CALLS, "llama3": PYTHON_TAG, "hermes": OPEN}  # in the order of their certainty
 
@@ -38,20 +42,35 @@ def spelling_of(tool_parser: str, reasoning_parser: str, template: str | None) -
     return Spelling(tool_parser, reasoning_parser)
 
 
+def form_of(
+    form: GrammarSpec | None, spelling: Spelling | None, use: ToolUse | None, texts: TokenTexts
+) -> GrammarSpec | None:
+    """The form that the worker is to hold the answer to, or calls if the model may and can mark them."""
+    if form is None or spelling is None or spelling.tools != "hermes" or use is None or use.demands:
+        return form
+    marks = [mark if (token := texts.plain_added(mark)) is None else token for mark in (OPEN, CLOSE)]
+    return form_or_calls(form, use.names, marks=marks, allows_several=use.allows_several) or form
+
+
 def parser_for(
-    spelling: Spelling, use: ToolUse | None, *, prompt_end: str, has_form: bool = False
+    spelling: Spelling,
+    use: ToolUse | None,
+    *,
+    prompt_end: str,
+    has_form: bool = False,
+    may_call: bool = False,
 ) -> AnswerParser | None:
     """A parser of one answer; None where nothing is marked.
 
     `prompt_end` is how the prompt's text ends; `has_form`: a grammar holds all of the answer, so that it is
-    content even where the template has opened a thought.
+    content even where the template has opened a thought; `may_call`: or it is calls, see `form_of`.
     """
     if use is not None and use.name is not None:
         return ArgumentsParser(use.name)
     if use is not None and use.must_call:
         return CallListParser()
     if has_form:
-        return None
+        return FormOrCallsParser(use.names) if use is not None and may_call else None
     parser = None if use is None else _calls(spelling.tools, use.names)
     if spelling.reasoning == "think":
         is_inside = prompt_end.rstrip().endswith(think.OPEN)
