@@ -86,7 +86,7 @@ def test_row_3_templates_and_their_dangerous_variables_are_refused(
 
 SIZES: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "a"}] * 2049},
-    "stop": {"stop": ["a", "b", "c", "d", "e"]},
+    "stop": {"stop": ["a"] * 17},
     "logit_bias": {"logit_bias": {str(number): 1 for number in range(1025)}},
     "top_logprobs": {"logprobs": True, "top_logprobs": 21},
     "tools": {"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(1000)]},
