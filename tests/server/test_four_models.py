@@ -16,7 +16,7 @@ from tests.server.running import RunningServer, running_server
 
 EXAMPLE = REPOSITORY / "examples" / "four-models.yaml"
 NUM_AT_ONCE = 8
-BUDGET = 1300 * 2**20
+BUDGET = 1200 * 2**20
 MAX_TOKENS = {"smollm2": 8, "smollm2-int8": 8, "smollm2-nf4": 2}  # the last is slow on a CPU
 
 
