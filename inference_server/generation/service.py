@@ -175,9 +175,10 @@ class GenerationService:
             await self._grammars.check(request.sampling.grammar, request.tenant)
         template = await self._templates.get(plan.load.folder)
         prompts: list[tuple[Prompt, tuple[int, ...], SamplingParams]] = []
-        spelling = _spelling(request, spec, template)
-        form = form_of(request.sampling.grammar, spelling, request.tool_use, template.texts)
-        options = msgspec.structs.replace(scored_options(request), grammar=form)
+        form, options = request.sampling.grammar, scored_options(request)
+        if form is not None and request.tool_use is not None:
+            form = form_of(form, _spelling(request, spec, template), request.tool_use, template.texts)
+            options = msgspec.structs.replace(options, grammar=form)
         limits = ModelLimits(plan.max_model_len, plan.facts.vocab_size, plan.facts.eos_token_ids)
         for prompt in request.prompts:
             if isinstance(prompt, TokenPrompt):
