@@ -82,7 +82,7 @@ def anthropic_envelope(message: str, status: int, kind: str, param: str | None) 
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": f"{where}{message}"}})
 
 
-def error_response(error: errors.HelixFlowError, scope: Scope | None = None) -> Response:
+def error_response(error: errors.HelixFlowError, scope: Scope) -> Response:
     """The whole answer: status, envelope, and the headers that go with it. `scope` is the request's."""
     status, kind = STATUS[type(error)]
     headers = {}
@@ -95,7 +95,7 @@ def error_response(error: errors.HelixFlowError, scope: Scope | None = None) -> 
 
 
 def refusal(
-    scope: Scope | None,
+    scope: Scope,
     status: int,
     kind: str,
     message: str,
@@ -105,7 +105,7 @@ def refusal(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The same from its parts."""
-    if scope is not None and _is_anthropics(scope):
+    if _is_anthropics(scope):
         body = anthropic_envelope(message, status, kind, param)
     else:
         body = envelope(message, kind, param, code)

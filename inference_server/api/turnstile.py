@@ -9,10 +9,10 @@ from contextlib import contextmanager, nullcontext
 from inference_server.access.gate import Caller
 from inference_server.generation.admission import Admission, QueueLimits
 from inference_server.generation.door import Door
+from inference_server.generation.templates import NUM_THREADS
 
 MAX_AT_ONCE = 32  # per model: so many come together only if its files are fetched, or the texts are long
 MAX_AT_ONCE_TOTAL = 64
-_NUM_THREADS = 2  # that encode long texts
 
 
 class Turnstile:
@@ -23,9 +23,9 @@ class Turnstile:
         self._clock = clock
         self._admission = Admission(
             QueueLimits(
-                max_running=_NUM_THREADS,
-                max_queued=MAX_AT_ONCE - _NUM_THREADS,
-                max_queued_total=MAX_AT_ONCE_TOTAL - _NUM_THREADS,
+                max_running=NUM_THREADS,
+                max_queued=MAX_AT_ONCE - NUM_THREADS,
+                max_queued_total=MAX_AT_ONCE_TOTAL - NUM_THREADS,
                 max_queued_tokens=0,
                 max_queued_tokens_total=0,
             )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from inference_server.cgroups import cgroups, lines_of
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -17,23 +19,8 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Of every limited cgroup from ours up to the root, in cores."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        inside = PurePosixPath(path.lstrip("/"))
-        for part in (inside, *inside.parents):  # a container often sees its own cgroup as the root
-            if not controllers:
-                quota, _, period = _text(root / "sys/fs/cgroup" / part / "cpu.max").strip().partition(" ")
-            elif "cpu" in controllers.split(","):
-                folder = root / "sys/fs/cgroup/cpu" / part
-                quota, period = (_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-            else:
-                break
-            if quota.isdigit() and period.isdigit():  # without a limit: "max" or -1
-                yield int(quota) / int(period)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
+    for folder, is_v2 in cgroups("cpu", root):
+        names = ("cpu.max",) if is_v2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = [word for name in names for line in lines_of(folder / name) for word in line.split()]
+        if len(words) == 2 and all(map(str.isdigit, words)):  # without a limit: "max" or -1
+            yield int(words[0]) / int(words[1])

@@ -10,12 +10,17 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
+
+from inference_server.cgroups import cgroups, lines_of
 
 ReadT = TypeVar("ReadT")
 HOST = "cpu"
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes a huge number where there is no limit
+# Files that hold a limit, the file that holds the usage, and what names of totals in memory.stat begin with.
+_V1_NAMES = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
+_V2_NAMES = (("memory.max", "memory.high"), "memory.current", "")
 _DROPPABLE = ("inactive_file", "active_file", "slab_reclaimable")  # the kernel takes them back
 
 
@@ -51,7 +56,8 @@ def host_memory(root: Path = Path("/")) -> DeviceMemory:
 
 def _cgroup_usage(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, bytes used that cannot be dropped) of every limited cgroup from ours up to the root."""
-    for folder, limit_files, usage_file, prefix in _cgroup_folders(root):
+    for folder, is_v2 in cgroups("memory", root):
+        limit_files, usage_file, prefix = _V2_NAMES if is_v2 else _V1_NAMES
         stat = _numbers(folder / "memory.stat")
         limits = [_number(folder / name) for name in limit_files]
         limits.append(stat.get("hierarchical_memory_limit"))  # v1: of groups that we may not see
@@ -63,56 +69,32 @@ def _cgroup_usage(root: Path) -> Iterator[tuple[int, int]]:
         yield limit, max(0, usage - droppable)
 
 
-def _cgroup_folders(root: Path) -> Iterator[tuple[Path, tuple[str, ...], str, str]]:
-    """(folder, files that hold a limit, file that holds the usage, what names of totals begin with)."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount = root / "sys/fs/cgroup"
-            names: tuple[tuple[str, ...], str, str] = (("memory.max", "memory.high"), "memory.current", "")
-        elif "memory" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/memory"
-            names = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
-        else:
-            continue
-        inside = PurePosixPath(path.lstrip("/"))
-        for part in (inside, *inside.parents):  # a container often sees its own cgroup as the root
-            yield mount / part, *names
-
-
 def resident_bytes(pid: int, proc: Path = Path("/proc")) -> int:
     """What one process holds that the kernel cannot drop: its resident set without pages of files.
 
     Such pages, mapped weights among them, count as free memory wherever that is read. 0 once it is gone.
     """
-    line = next(iter(_lines(proc / f"{pid}/statm")), "0 0 0")
+    line = next(iter(lines_of(proc / f"{pid}/statm")), "0 0 0")
     _, resident, shared, *_ = line.split()
     return max(0, int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Instruction sets of the CPU, by Linux's names."""
-    for line in _lines(cpuinfo):
+    for line in lines_of(cpuinfo):
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
 def _number(path: Path) -> int | None:
-    text = "".join(_lines(path)[:1]).strip()
+    text = "".join(lines_of(path)[:1]).strip()
     return int(text) if text.isdigit() else None
 
 
 def _numbers(path: Path) -> dict[str, int]:
     """Lines of "name value ..." as a dictionary."""
-    fields = (line.split() for line in _lines(path))
+    fields = (line.split() for line in lines_of(path))
     return {parts[0]: int(parts[1]) for parts in fields if len(parts) >= 2 and parts[1].isdigit()}
 
 

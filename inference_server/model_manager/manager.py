@@ -34,9 +34,7 @@ from inference_server.model_manager.status import DeviceUsage, ModelStatus
 from inference_server.model_manager.waiting import Wait, Waiting
 from inference_server.worker.launcher import WorkerLauncher
 
-LAST_GRACE_S = (
-    0.25  # for a worker to end by itself when the server does, which keeps a second for all its ends
-)
+LAST_GRACE_S = 0.25  # for a worker to end by itself when the server does: all its ends have a second
 
 
 class ModelManager:

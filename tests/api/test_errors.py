@@ -10,6 +10,8 @@ import pytest
 from inference_server import errors
 from inference_server.api.errors import STATUS, error_response, status_of
 
+SCOPE = {"type": "http", "path": "/v1/chat/completions"}
+
 
 def tree(root: type[errors.HelixFlowError]) -> Iterator[type[errors.HelixFlowError]]:
     yield root
@@ -31,7 +33,7 @@ def test_no_row_is_left_over() -> None:
 
 @pytest.mark.parametrize("kind", list(tree(errors.HelixFlowError)))
 def test_the_envelope_names_message_type_param_and_code(kind: type[errors.HelixFlowError]) -> None:
-    response = error_response(kind("what happened", param="field"))
+    response = error_response(kind("what happened", param="field"), SCOPE)
     assert response.status_code == status_of(kind("x"))
     assert msgspec.json.decode(response.body) == {
         "error": {"message": "what happened", "type": STATUS[kind][1], "param": "field", "code": kind.code}
@@ -39,10 +41,10 @@ def test_the_envelope_names_message_type_param_and_code(kind: type[errors.HelixF
 
 
 def test_overload_and_unavailability_say_when_to_come_again() -> None:
-    assert error_response(errors.QueueFull("full", retry_after_s=2.2)).headers["retry-after"] == "3"
-    assert int(error_response(errors.ShuttingDown("bye")).headers["retry-after"]) >= 1
-    assert "retry-after" not in error_response(errors.InvalidRequest("no")).headers
+    assert error_response(errors.QueueFull("full", retry_after_s=2.2), SCOPE).headers["retry-after"] == "3"
+    assert int(error_response(errors.ShuttingDown("bye"), SCOPE).headers["retry-after"]) >= 1
+    assert "retry-after" not in error_response(errors.InvalidRequest("no"), SCOPE).headers
 
 
 def test_a_missing_key_is_challenged() -> None:
-    assert error_response(errors.Unauthenticated("key?")).headers["www-authenticate"] == "Bearer"
+    assert error_response(errors.Unauthenticated("key?"), SCOPE).headers["www-authenticate"] == "Bearer"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from scripts.fetching import tools_root
 from tests.dashboards.promql import DASHBOARDS
 from tests.fetched_tools import cannot_be_had
 
@@ -42,9 +42,8 @@ def modules() -> Path:
     """A folder with the types and the compiler."""
     if shutil.which("npm") is None:
         cannot_be_had("Grafana's types need npm")
-    tools = Path(os.environ.get("TEST_TOOLS") or Path.home() / ".cache/helixflow-tools")
     lock = (PACKAGES / "package-lock.json").read_bytes()
-    folder = tools / f"grafana-types-{hashlib.sha256(lock).hexdigest()[:12]}"
+    folder = tools_root() / f"grafana-types-{hashlib.sha256(lock).hexdigest()[:12]}"
     if not (folder / "complete").exists():
         shutil.copytree(PACKAGES, folder, dirs_exist_ok=True)
         command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]

@@ -149,5 +149,4 @@ def refuse(used: bool, name: str, what: str = "this parameter") -> None:
 def refuse_fields(value: msgspec.Struct, names: Sequence[str], where: str) -> None:
     """Raise UnsupportedParameter for the first of these fields that is set; `where` is the value's place."""
     for name in names:
-        if getattr(value, name) is not None:
-            refuse(True, f"{where}.{name}")
+        refuse(getattr(value, name) is not None, f"{where}.{name}")

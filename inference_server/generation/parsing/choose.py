@@ -42,11 +42,9 @@ def spelling_of(tool_parser: str, reasoning_parser: str, template: str | None) -
     return Spelling(tool_parser, reasoning_parser)
 
 
-def form_of(
-    form: GrammarSpec | None, spelling: Spelling | None, use: ToolUse | None, texts: TokenTexts
-) -> GrammarSpec | None:
+def form_of(form: GrammarSpec, spelling: Spelling | None, use: ToolUse, texts: TokenTexts) -> GrammarSpec:
     """The form that the worker is to hold the answer to, or calls if the model may and can mark them."""
-    if form is None or spelling is None or spelling.tools != "hermes" or use is None or use.demands:
+    if spelling is None or spelling.tools != "hermes" or use.demands:
         return form
     marks = [mark if (token := texts.plain_added(mark)) is None else token for mark in (OPEN, CLOSE)]
     return form_or_calls(form, use.names, marks=marks, allows_several=use.allows_several) or form
